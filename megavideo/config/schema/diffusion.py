@@ -1,0 +1,43 @@
+"""Settings of the objective (group `diffusion`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megavideo.config.schema.field import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionConfig:
+    """Weights of the conditioning tasks; a sample draws one of them. Single images always draw `text`."""
+
+    text: float = setting(1.0, minimum=0.0)
+    image_to_video: float = setting(0.0, minimum=0.0)
+    extension: float = setting(0.0, minimum=0.0)
+    interpolation: float = setting(0.0, minimum=0.0)
+    inpainting: float = setting(0.0, minimum=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """What the model predicts, at which noise levels, and how the loss weighs them.
+
+    `shift` moves flow timesteps towards noise by a constant; `shift_by_size` instead derives it from token count and
+    latent frames. `snr_gamma` belongs to `loss_weight=min_snr`; `zero_terminal_snr` and `ddpm_steps` belong to ddpm.
+    `shift_loss_scale` is the slope of `loss_weight=shift_sigma`.
+    """
+
+    objective: Literal["flow", "ddpm"] = "flow"
+    prediction: Literal["velocity", "epsilon", "v"] = "velocity"
+    timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
+    logit_mean: float | None = 0.0
+    logit_std: float | None = setting(1.0, above=0.0)
+    shift: float | None = setting(None, above=0.0)
+    shift_by_size: bool = False
+    zero_terminal_snr: bool = False
+    loss_weight: Literal["none", "min_snr", "shift_sigma"] = "none"
+    snr_gamma: float | None = setting(None, above=0.0)
+    shift_loss_scale: float | None = setting(None, above=0.0)
+    text_dropout: float = setting(0.1, minimum=0.0, maximum=1.0)
+    conditions: ConditionConfig = ConditionConfig()

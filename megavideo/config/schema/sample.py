@@ -1,0 +1,33 @@
+"""Settings of `megavideo sample`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megavideo.config.schema.field import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRun:
+    """All settings of `megavideo sample`.
+
+    `ckpt` is a run folder or one checkpoint in it. `out` is an .mp4 file, or a folder where several prompts are given.
+    Any `frames`, `height` and `width` are made: the next legal size is sampled and then cut. `fps` None takes the
+    dataset's most common rate; `shift` None takes the run's own.
+    """
+
+    ckpt: str
+    out: str
+    weights: Literal["ema", "raw"] = "ema"
+    scheduler: Literal["euler", "unipc", "dpm", "ddim"] = "euler"
+    steps: int = setting(30, minimum=1)
+    guidance: float = setting(5.0, minimum=0.0)
+    shift: float | None = setting(None, above=0.0)
+    seed: int = setting(0, minimum=0)
+    frames: int = setting(17, minimum=1)
+    height: int = setting(256, minimum=1)
+    width: int = setting(256, minimum=1)
+    fps: float | None = setting(None, above=0.0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    prompts_per_batch: int = setting(8, minimum=1)

@@ -1,0 +1,52 @@
+"""Settings of the training loop (groups `train`, `observe`) and the whole of `megavideo train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megavideo.config.schema.data import DataConfig
+from megavideo.config.schema.diffusion import DiffusionConfig
+from megavideo.config.schema.field import setting
+from megavideo.config.schema.model import ModelConfig
+from megavideo.config.schema.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Length, batch, precision and saving of a run. A step is `packs_per_step` packs over all data-parallel ranks."""
+
+    steps: int = setting(minimum=1)
+    packs_per_step: int = setting(minimum=1)
+    seed: int = setting(0, minimum=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    recompute: Literal["none", "full"] = "none"
+    checkpoint_every: int = setting(500, minimum=1)
+    keep_checkpoints: int = setting(2, minimum=1)
+    log_every: int = setting(10, minimum=1)
+    max_skipped: int = setting(20, minimum=1, remedy="the run ends after this many non-finite steps in a row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObserveConfig:
+    """Where numbers go besides metrics.jsonl. `peak_tflops` None: known by the device's name, or measured on a CPU."""
+
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str | None = None
+    peak_tflops: float | None = setting(None, above=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRun:
+    """All settings of `megavideo train`. `layout` is written as in `dp2-zero1`; `output` holds the run folders."""
+
+    name: str
+    output: str
+    layout: str
+    model: ModelConfig
+    data: DataConfig
+    diffusion: DiffusionConfig
+    optim: OptimConfig
+    train: LoopConfig
+    observe: ObserveConfig
