@@ -1,0 +1,119 @@
+"""One transformer block: modulated self-attention, cross-attention to the segment's own text, modulated feed-forward.
+
+Shape legend: N video tokens, M text tokens, R conditioning rows, D width, A heads, h head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megavideo.config.schema.model import ModelConfig
+from megavideo.model.attention import Segments
+from megavideo.model.layers import Layers
+from megavideo.model.modulation import gated_add, norm_modulate
+from megavideo.model.rope import rotate
+from megavideo.model.rows import Rows
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What every block is told.
+
+    time [R, D] is the embedded timestep; modulation [R, 6, D] its shared projection (None under `adaln_zero`);
+    text [M, D]; rotary [N, h / 2]; `rows` maps tokens to rows; `video` and `captions` delimit the segments.
+    """
+
+    time: torch.Tensor
+    modulation: torch.Tensor | None
+    text: torch.Tensor
+    rotary: torch.Tensor
+    rows: Rows
+    video: Segments
+    captions: Segments
+
+
+class SelfAttention(nn.Module):
+    """Attention inside each segment, with RMS-normalised queries and keys and rotary positions."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__()
+        self.layers = layers
+        self.heads = layers.local_heads(config.heads)
+        self.qkv = layers.column(config.width, 3 * config.width, blocks=3)
+        self.out = layers.row(config.width, config.width)
+        self.q_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
+        self.k_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        """[N, D] -> [N, D]."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        query = rotate(self.q_norm(query).unflatten(-1, (self.heads, -1)), cond.rotary)
+        key = rotate(self.k_norm(key).unflatten(-1, (self.heads, -1)), cond.rotary)
+        value = value.unflatten(-1, (self.heads, -1))
+        return self.out(self.layers.attend(query, key, value, cond.video, cond.video).flatten(-2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of each segment's tokens to that segment's text."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__()
+        self.layers = layers
+        self.heads = layers.local_heads(config.heads)
+        self.q = layers.column(config.width, config.width)
+        self.kv = layers.column(config.width, 2 * config.width, blocks=2)
+        self.out = layers.row(config.width, config.width)
+        self.q_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
+        self.k_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        """[N, D] -> [N, D]."""
+        query = self.q_norm(self.q(x)).unflatten(-1, (self.heads, -1))
+        key, value = self.kv(cond.text).chunk(2, dim=-1)
+        key = self.k_norm(key).unflatten(-1, (self.heads, -1))
+        value = value.unflatten(-1, (self.heads, -1))
+        return self.out(self.layers.attend(query, key, value, cond.video, cond.captions).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a tanh-approximated GELU between."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__()
+        self.up = layers.column(config.width, config.ffn)
+        self.down = layers.row(config.ffn, config.width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, D] -> [N, D]."""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """A DiT block; `adaln` adds a table to the shared projection, `adaln_zero` projects the timestep itself."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__()
+        self.eps = config.eps
+        if config.modulation == "adaln":
+            self.modulation_table = nn.Parameter(torch.empty(6, config.width))
+        else:
+            self.modulation = layers.replicated(config.width, 6 * config.width)
+        self.self_attention = SelfAttention(config, layers)
+        self.cross_norm = nn.LayerNorm(config.width, eps=config.eps) if config.cross_attn_norm else nn.Identity()
+        self.cross_attention = CrossAttention(config, layers)
+        self.ffn = FeedForward(config, layers)
+
+    def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        """[N, D] -> [N, D]."""
+        if cond.modulation is not None:
+            table = cond.modulation + self.modulation_table
+        else:
+            table = self.modulation(F.silu(cond.time)).unflatten(-1, (6, -1))
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.unbind(1)
+        x = gated_add(x, self.self_attention(norm_modulate(x, shift_a, scale_a, cond.rows, self.eps), cond), gate_a, cond.rows)
+        x = x + self.cross_attention(self.cross_norm(x), cond)
+        return gated_add(x, self.ffn(norm_modulate(x, shift_f, scale_f, cond.rows, self.eps)), gate_f, cond.rows)

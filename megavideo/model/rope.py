@@ -1,0 +1,34 @@
+"""3D rotary positions over (t, y, x), as in Wan: the head is cut into a time, a height and a width part."""
+
+from __future__ import annotations
+
+import torch
+
+THETA = 10_000.0
+
+
+def axis_widths(head_dim: int) -> tuple[int, int, int]:
+    """Even widths of the (t, y, x) parts of a head; height and width take a third each, time the rest."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def rotary_table(position: torch.Tensor, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """Unit complex numbers that rotate each pair of a head.
+
+    position [N, 3] -> [N, head_dim / 2] complex64 (complex128 for float64). Angles are formed in float64.
+    """
+    angles = []
+    for axis, width in enumerate(axis_widths(head_dim)):
+        exponent = torch.arange(0, width, 2, dtype=torch.float64, device=position.device) / width
+        angles.append(position[:, axis, None].to(torch.float64) * THETA**-exponent)
+    angle = torch.cat(angles, dim=1)
+    table = torch.polar(torch.ones_like(angle), angle)
+    return table if dtype == torch.float64 else table.to(torch.complex64)
+
+
+def rotate(heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rotate neighbouring pairs: heads [N, A, h] by table [N, h / 2]; computed in the table's precision."""
+    real = torch.float64 if table.dtype == torch.complex128 else torch.float32
+    pairs = torch.view_as_complex(heads.to(real).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(heads.dtype)
