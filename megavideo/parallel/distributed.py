@@ -1,0 +1,79 @@
+"""Starting and ending the process group, alone, under torchrun or under srun."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+_TIMEOUT = timedelta(minutes=10)
+_DEFAULT_PORT = 29_500
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those started together."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+
+def read_launch(environment: MutableMapping[str, str]) -> tuple[int, int, int]:
+    """(rank, local rank, world size) from torchrun's variables, else srun's, else one process alone.
+
+    Sets the variables of torchrun where srun started the process, since libraries read those.
+    """
+    if "RANK" not in environment and "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        environment["RANK"] = environment["SLURM_PROCID"]
+        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+        environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
+        # jobs that share a node must not share a port
+        environment.setdefault("MASTER_PORT", str(_DEFAULT_PORT + int(environment["SLURM_JOB_ID"]) % 1000))
+    rank, world_size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+    return rank, int(environment.get("LOCAL_RANK", "0")), world_size
+
+
+def first_host(node_list: str) -> str:
+    """First host of a Slurm node list: `gpu[07-09,12],x` -> `gpu07`."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", node_list)
+    return node_list if match is None else f"{match[1]}{match[2] or ''}{match[3]}"
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process_group() -> Iterator[Launch]:
+    """The process group for the duration of a block: nccl with GPUs, else gloo; always taken down at the end."""
+    rank, local_rank, world_size = read_launch(os.environ)
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if world_size == 1:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(free_port())
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
+    logging.getLogger(__name__).info("%d processes, %s", world_size, device.type)
+    try:
+        yield Launch(rank, local_rank, world_size, device)
+    finally:
+        # left standing, gloo's threads can abort the process at exit
+        dist.destroy_process_group()

@@ -1,0 +1,99 @@
+"""The only place where rooms are wired: a config and the started processes to everything a loop needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megavideo.config.layout import Layout, parse_layout
+from megavideo.config.schema.train import TrainRun
+from megavideo.data.dataset import LatentDataset, open_dataset
+from megavideo.data.shards import ShardReader
+from megavideo.data.storage import LocalStorage
+from megavideo.diffusion.objective import build_objective
+from megavideo.errors import ConfigError
+from megavideo.model.dit import DiT
+from megavideo.model.init import init_weights
+from megavideo.model.layers import LocalLayers
+from megavideo.optim.build import build_optimizer
+from megavideo.parallel.distributed import Launch
+from megavideo.parallel.engine import Engine
+from megavideo.parallel.mesh import ProcessMesh
+from megavideo.train.feed import Feed
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training run is made of."""
+
+    layout: Layout
+    mesh: ProcessMesh
+    dataset: LatentDataset
+    feed: Feed
+    engine: Engine
+
+
+def build_parts(config: TrainRun, launch: Launch) -> Parts:
+    """Make the parts of a run on this process.
+
+    Raises ConfigError, DataError or TopologyError where settings, dataset and processes do not fit each other.
+    """
+    layout = parse_layout(config.layout)
+    mesh = ProcessMesh.of(layout, launch.rank, launch.world_size)
+    _check_packs(config, mesh)
+    dataset = open_dataset(config.data.uri)
+    _check_dataset(config, dataset)
+    feed = Feed(config, dataset, ShardReader(dataset, _cache(config, dataset)), build_objective(config.diffusion), mesh)
+    model = DiT(config.model, LocalLayers(), recompute=config.train.recompute == "full")
+    init_weights(model, config.train.seed)
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    engine = Engine(
+        model.to(launch.device, dtype),
+        lambda module: build_optimizer(module, config.optim),
+        layout,
+        precision=config.train.precision,
+        micro_steps=config.train.packs_per_step // mesh.dp,
+        clip=config.optim.clip,
+    )
+    engine.base_optimizer.create_state()
+    return Parts(layout, mesh, dataset, feed, engine)
+
+
+def _cache(config: TrainRun, dataset: LatentDataset) -> Path | None:
+    if isinstance(dataset.storage, LocalStorage):
+        return None
+    return Path(config.data.cache) if config.data.cache else Path(config.output) / "cache"
+
+
+def _check_packs(config: TrainRun, mesh: ProcessMesh) -> None:
+    packs = config.train.packs_per_step
+    if packs % mesh.dp:
+        lower, upper = packs // mesh.dp * mesh.dp, (packs // mesh.dp + 1) * mesh.dp
+        legal = " or ".join(str(number) for number in (lower, upper) if number)
+        raise ConfigError(
+            "train.packs_per_step",
+            packs,
+            f"the {mesh.dp} data-parallel ranks must share a step's packs evenly",
+            f"set it to {legal}, or start another number of processes",
+        )
+
+
+def _check_dataset(config: TrainRun, dataset: LatentDataset) -> None:
+    info, model = dataset.info, config.model
+    facts = (
+        ("model.latent_channels", model.latent_channels, info.latent_channels),
+        ("model.text_dim", model.text_dim, info.text_dim),
+    )
+    for name, mine, theirs in facts:
+        if mine != theirs:
+            raise ConfigError(name, mine, f"the dataset {dataset.uri} has {theirs}", f"set {name}={theirs}")
+    if any(theirs % ours for ours, theirs in zip(model.patch, info.patch, strict=True)):
+        raise ConfigError(
+            "model.patch",
+            model.patch,
+            f"the dataset {dataset.uri} was cut to sizes that patch {info.patch} divides",
+            f"set model.patch={list(info.patch)}, or encode again with patch={list(model.patch)}",
+        )
+

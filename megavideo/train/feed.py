@@ -1,0 +1,110 @@
+"""Micro-batches of this rank, step by step, made ahead of time in a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from megavideo.config.schema.train import TrainRun
+from megavideo.data.batch import assemble
+from megavideo.data.dataset import LatentDataset
+from megavideo.data.packing import PackLimits
+from megavideo.data.plan import StepPlan
+from megavideo.data.shards import ShardReader
+from megavideo.diffusion.objective import Objective
+from megavideo.parallel.mesh import ProcessMesh
+from megavideo.train.noising import TrainBatch, drop_texts, noise_pack, num_loss_tokens
+from megavideo.types import PackSegment
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """One rank's share of a global step.
+
+    `loss_tokens` and `tokens` count the whole step over all ranks: those in the loss, and all real ones.
+    `segment_tokens` are the lengths of every segment of the step, from which FLOPs are counted.
+    """
+
+    step: int
+    batches: tuple[TrainBatch, ...]
+    loss_tokens: int
+    tokens: int
+    segment_tokens: tuple[tuple[int, int], ...]
+
+
+class Feed:
+    """Makes the inputs of steps from the plan, the shards and the objective; pure in (config, dataset, step)."""
+
+    def __init__(
+        self, config: TrainRun, dataset: LatentDataset, reader: ShardReader, objective: Objective, mesh: ProcessMesh
+    ) -> None:
+        null_text = torch.from_numpy(dataset.null_text.astype("float32"))
+        self._config = config
+        self._reader = reader
+        self._objective = objective
+        self._mesh = mesh
+        self._null_text = null_text
+        self._limits = PackLimits(
+            config.data.tokens_per_pack, config.data.text_tokens_per_pack, config.data.max_segments, null_text.shape[0]
+        )
+        self.plan = StepPlan(
+            dataset.samples, config.model.patch, self._limits, config.train.packs_per_step, config.train.seed
+        )
+
+    def step(self, step: int) -> StepInput:
+        """This rank's input of one global step."""
+        packs = self.plan.step(step)
+        share = len(packs) // self._mesh.dp
+        mine = packs[self._mesh.dp_rank * share : (self._mesh.dp_rank + 1) * share]
+        return StepInput(
+            step=step,
+            batches=tuple(self._batch(segments) for segments in mine),
+            loss_tokens=num_loss_tokens(packs, self._config.diffusion, self._config.train.seed),
+            tokens=sum(s.grid.num_tokens for pack in packs for s in pack),
+            segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for pack in packs for s in pack),
+        )
+
+    def steps(self, begin: int, end: int, depth: int) -> Iterator[StepInput]:
+        """Inputs of steps [begin, end), up to `depth` of them made ahead in a thread, whose error is raised here."""
+        ready: queue.Queue[StepInput | BaseException] = queue.Queue(maxsize=depth)
+        stop = threading.Event()
+
+        def put(item: StepInput | BaseException) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work() -> None:
+            try:
+                for step in range(begin, end):
+                    if not put(self.step(step)):
+                        return
+            except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it
+                put(error)
+
+        thread = threading.Thread(target=work, name="megavideo-feed", daemon=True)
+        thread.start()
+        try:
+            for _ in range(begin, end):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def _batch(self, segments: tuple[PackSegment, ...]) -> TrainBatch:
+        config = self._config
+        samples = [self._reader.read(s.index) for s in segments]
+        samples = drop_texts(segments, samples, self._null_text, config.diffusion.text_dropout, config.train.seed)
+        pack = assemble(segments, samples, config.model.patch, self._limits)
+        return noise_pack(pack, segments, config.diffusion, self._objective, config.train.seed)

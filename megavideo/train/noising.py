@@ -1,0 +1,90 @@
+"""A pack of clean latents to what one training step needs: noised tokens, targets and loss weights.
+
+Every draw belongs to (seed, sample id, visit): a sample is noised alike whatever pack, rank or layout it is in.
+
+Shape legend: N video tokens, P patch width, K segments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megavideo.config.schema.diffusion import DiffusionConfig
+from megavideo.data.shards import LatentSample
+from megavideo.diffusion.conditions import draw_mask, drops_text
+from megavideo.diffusion.objective import Objective
+from megavideo.diffusion.randomness import SampleKey
+from megavideo.diffusion.timesteps import draw_level
+from megavideo.types import PackedBatch, PackSegment
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One micro-batch: the noised pack, target [N, P] and weight [N], which is zero for padding and given tokens."""
+
+    pack: PackedBatch
+    target: torch.Tensor
+    weight: torch.Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> TrainBatch:
+        """On a device, with the model's inputs in its precision."""
+        tensors = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self.pack)
+            if isinstance(value := getattr(self.pack, field.name), torch.Tensor)
+        }
+        pack = dataclasses.replace(self.pack, **tensors)
+        pack = dataclasses.replace(pack, tokens=pack.tokens.to(dtype), text=pack.text.to(dtype))
+        return TrainBatch(pack, self.target.to(device, non_blocking=True), self.weight.to(device, non_blocking=True))
+
+
+def drop_texts(
+    segments: Sequence[PackSegment],
+    samples: Sequence[LatentSample],
+    null_text: torch.Tensor,
+    text_dropout: float,
+    seed: int,
+) -> list[LatentSample]:
+    """The samples, some with their caption replaced by that of the empty one, for classifier-free guidance."""
+    keys = [SampleKey(seed, s.sample_id, s.visit) for s in segments]
+    return [
+        dataclasses.replace(sample, text=null_text) if drops_text(text_dropout, key) else sample
+        for key, sample in zip(keys, samples, strict=True)
+    ]
+
+
+def noise_pack(
+    pack: PackedBatch, segments: Sequence[PackSegment], config: DiffusionConfig, objective: Objective, seed: int
+) -> TrainBatch:
+    """Noise each segment of a clean pack at its own level; tokens under its condition mask stay clean."""
+    tokens, timestep = pack.tokens.clone(), pack.timestep.clone()
+    given = pack.condition_mask.clone()
+    target, weight = torch.zeros_like(tokens), torch.zeros(tokens.shape[0])
+    begin = 0
+    for i, segment in enumerate(segments):
+        key = SampleKey(seed, segment.sample_id, segment.visit)
+        place = slice(begin, begin + segment.grid.num_tokens)
+        clean = pack.tokens[place]
+        noised = objective.noise(clean, key.normal("noise", tuple(clean.shape)), draw_level(config, key, segment.grid))
+        mask = draw_mask(config.conditions, key, segment.grid)
+        tokens[place] = torch.where(mask[:, None], clean, noised.noisy)
+        target[place] = noised.target
+        weight[place] = noised.weight * (~mask)
+        given[place] = mask
+        timestep[i] = noised.timestep
+        begin = place.stop
+    noised_pack = dataclasses.replace(pack, tokens=tokens, timestep=timestep, condition_mask=given)
+    return TrainBatch(noised_pack, target, weight)
+
+
+def num_loss_tokens(packs: Sequence[Sequence[PackSegment]], config: DiffusionConfig, seed: int) -> int:
+    """Tokens that a step's loss is averaged over: real and not given. Known on every rank without communication."""
+    total = 0
+    for segment in (s for pack in packs for s in pack):
+        mask = draw_mask(config.conditions, SampleKey(seed, segment.sample_id, segment.visit), segment.grid)
+        total += segment.grid.num_tokens - int(mask.sum())
+    return total

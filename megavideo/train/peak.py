@@ -1,0 +1,32 @@
+"""Peak speed of a device, against which MFU is measured."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+# dense bf16 TFLOP/s of the SXM boards, by a part of the device's name (NVIDIA data sheets)
+_BF16_TFLOPS = {"H200": 989.5, "H100": 989.5, "A100": 312.0, "B200": 2250.0}
+_PROBE_SIZE = 768
+_PROBE_RUNS = 6
+
+
+def peak_flops_per_second(device: torch.device, dtype: torch.dtype, configured_tflops: float | None) -> float | None:
+    """FLOP/s of one device: as configured, by the GPU's name, or on a CPU the best of a few matrix products.
+
+    None for a GPU that is not known.
+    """
+    if configured_tflops is not None:
+        return configured_tflops * 1e12
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = [tflops for part, tflops in _BF16_TFLOPS.items() if part in name]
+        return known[0] * 1e12 if known else None
+    a = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype)
+    best = float("inf")
+    for _ in range(_PROBE_RUNS):
+        begin = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - begin)
+    return float(2 * _PROBE_SIZE**3 / best)
