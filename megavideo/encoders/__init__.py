@@ -1,0 +1,1 @@
+"""From clips and captions to latents and text vectors, and back."""

@@ -1,0 +1,102 @@
+"""Encoders made from settings, and kept with a dataset so that its latents can be decoded and prompts encoded.
+
+The folder holds `encoders.json` (which kinds) and the files of each encoder: JSON and safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
+from megavideo.data.storage import write_file
+from megavideo.encoders.autoencoder import FitVideos, VideoAutoencoder
+from megavideo.encoders.bytes_text import BytesTextEncoder
+from megavideo.encoders.pca import SPACE_RATIO, TIME_RATIO, PcaAutoencoder, fit_pca
+from megavideo.encoders.text import TextEncoder
+from megavideo.encoders.transformers_text import TransformersTextEncoder, build_transformers_text
+from megavideo.encoders.wan import WanAutoencoder, build_wan, open_wan, wan_ratios
+from megavideo.errors import ConfigError, DataError
+
+_CONFIG_NAME = "encoders.json"
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The two encoders of a dataset."""
+
+    autoencoder: VideoAutoencoder
+    text_encoder: TextEncoder
+
+
+def build_autoencoder(cfg: AutoencoderConfig, fit_videos: FitVideos) -> VideoAutoencoder:
+    """Make the autoencoder of the settings, fitted where its kind needs that.
+
+    `fit_videos(n)` gives up to n clips of the dataset. Raises ConfigError on settings that cannot be used.
+    """
+    if cfg.kind == "wan":
+        return build_wan(cfg.path, cfg.precision, fit_videos)
+    if cfg.precision != "fp32":
+        raise ConfigError(
+            "autoencoder.precision", cfg.precision, "has no effect on kind=pca, which computes in fp32", "leave it out"
+        )
+    return fit_pca(_required("channels", cfg.channels), _required("fit_clips", cfg.fit_clips), fit_videos)
+
+
+def autoencoder_ratios(cfg: AutoencoderConfig) -> tuple[int, int]:
+    """Time and space ratio of the autoencoder that `build_autoencoder` would make, without loading weights."""
+    return wan_ratios(open_wan(cfg.path)) if cfg.kind == "wan" else (TIME_RATIO, SPACE_RATIO)
+
+
+def build_text_encoder(cfg: TextEncoderConfig) -> TextEncoder:
+    """Make the text encoder of the settings; ConfigError on settings that cannot be used."""
+    if cfg.kind == "transformers":
+        return build_transformers_text(cfg.path, cfg.max_tokens)
+    if cfg.dim is None:
+        raise ConfigError("text_encoder.dim", None, "kind=bytes needs it", "give text_encoder.dim=128, for example")
+    return BytesTextEncoder(cfg.dim, cfg.max_tokens)
+
+
+def save_encoders(folder: Path, autoencoder: VideoAutoencoder, text_encoder: TextEncoder) -> None:
+    """Write both encoders to `folder`."""
+    autoencoder.save(folder)
+    text_encoder.save(folder)
+    kinds = {"format": 1, "autoencoder": _kind_of(autoencoder), "text_encoder": _kind_of(text_encoder)}
+    write_file(folder / _CONFIG_NAME, json.dumps(kinds).encode())
+
+
+def load_encoders(folder: Path) -> Encoders:
+    """Read what `save_encoders` wrote; DataError where it is missing, damaged or refers to weights that have gone."""
+    path = folder / _CONFIG_NAME
+    try:
+        kinds = json.loads(path.read_bytes())
+        load_autoencoder = _AUTOENCODERS[kinds["autoencoder"]]
+        load_text_encoder = _TEXT_ENCODERS[kinds["text_encoder"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: missing or damaged ({error}). Remedy: encode the dataset again") from error
+    return Encoders(load_autoencoder(folder), load_text_encoder(folder))
+
+
+_AUTOENCODERS: dict[str, Callable[[Path], VideoAutoencoder]] = {"pca": PcaAutoencoder.load, "wan": WanAutoencoder.load}
+_TEXT_ENCODERS: dict[str, Callable[[Path], TextEncoder]] = {
+    "bytes": BytesTextEncoder.load,
+    "transformers": TransformersTextEncoder.load,
+}
+_KINDS: dict[type, str] = {
+    PcaAutoencoder: "pca",
+    WanAutoencoder: "wan",
+    BytesTextEncoder: "bytes",
+    TransformersTextEncoder: "transformers",
+}
+
+
+def _kind_of(encoder: VideoAutoencoder | TextEncoder) -> str:
+    return _KINDS[type(encoder)]
+
+
+def _required(name: str, value: int | None) -> int:
+    if value is None:
+        raise ConfigError(f"autoencoder.{name}", None, "kind=pca needs it", f"give autoencoder.{name}=16, for example")
+    return value

@@ -1,0 +1,93 @@
+"""Folders of pretrained weights: found, checked and recognised again, never fetched.
+
+Only local safetensors are read: nothing is downloaded and no pickle is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megavideo.errors import ConfigError, DataError
+
+_CONFIG_NAME = "config.json"
+_HASHED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PretrainedFolder:
+    """A folder with `config.json` and safetensors weights. `fingerprint` changes with either."""
+
+    path: Path
+    config: dict[str, Any]
+    fingerprint: str
+
+
+def open_pretrained(field: str, value: str | None, part: str) -> PretrainedFolder:
+    """Check the folder that the setting `field` names.
+
+    It is the folder itself, or `part` of a diffusers pipeline folder. Raises ConfigError where the folder, its
+    configuration or its safetensors weights are missing.
+    """
+    if not value:
+        raise ConfigError(field, value, "this kind is loaded from a folder", f"give {field}=FOLDER")
+    path = Path(value).expanduser().absolute()
+    if not path.is_dir():
+        raise ConfigError(field, value, "no such folder", "give a local folder; nothing is downloaded")
+    if not (path / _CONFIG_NAME).is_file() and (path / part / _CONFIG_NAME).is_file():
+        path = path / part
+    try:
+        raw = (path / _CONFIG_NAME).read_bytes()
+        config = json.loads(raw)
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            field, value, f"its {_CONFIG_NAME} cannot be read ({error})", "give a folder written by save_pretrained"
+        ) from error
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise ConfigError(
+            field, value, "it holds no .safetensors weights", "save them with save_pretrained(safe_serialization=True)"
+        )
+    return PretrainedFolder(path, config, _fingerprint(raw, weights))
+
+
+def reopen_pretrained(description: Path, stored: dict[str, Any], part: str) -> PretrainedFolder:
+    """Find again the folder that `description` (a JSON file of a dataset, with content `stored`) refers to.
+
+    Raises DataError where it has gone or holds other weights.
+    """
+    try:
+        folder = open_pretrained("path", stored["path"], part)
+    except ConfigError as error:
+        raise DataError(
+            f"{description}: the weights it refers to are not usable at {stored['path']} ({error.rule}). "
+            f'Remedy: put the folder back, or write its new place as "path" in {description}'
+        ) from error
+    if folder.fingerprint != stored["fingerprint"]:
+        raise DataError(
+            f"{description}: {folder.path} holds other weights than those the dataset was encoded with. "
+            f'Remedy: restore them, or write the place of the right ones as "path" in {description}'
+        )
+    return folder
+
+
+def compute_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _fingerprint(config: bytes, weights: list[Path]) -> str:
+    """A hash of the configuration and of each weight file's name, size and first MiB (its header among it)."""
+    digest = hashlib.sha256(config)
+    for path in weights:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_HASHED_BYTES))
+    return digest.hexdigest()

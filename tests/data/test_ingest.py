@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from megavideo.config.schema.prepare import IngestRun
+from megavideo.data.ingest import ingest, read_clip_list
+from megavideo.errors import ConfigError, DataError
+from tests.data.clip_files import moving_square, write_captions, write_clip
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    (folder / "sub").mkdir(parents=True)
+    write_clip(folder / "a.mp4", moving_square(9, 48, 64))
+    write_clip(folder / "sub" / "b.MKV", moving_square(5, 32, 32), fps=25)
+    Image.fromarray(moving_square(1, 20, 30)[0]).save(folder / "c.png")
+    (folder / ".hidden.mp4").write_bytes(b"x")
+    (folder / "notes.md").write_text("no clip")
+    return folder
+
+
+def test_real_clips(real_clips: Path, tmp_path: Path) -> None:
+    report = ingest(IngestRun(src=str(real_clips), out=str(tmp_path)))
+    assert report.num_read == 14
+    assert {clip.file: clip.reason.split()[0] for clip in report.skipped} == {
+        "corrupted.mp4": "damaged",
+        "unordered.mov": "no",
+    }
+    sizes = {row.file: (row.frames, row.width, row.height) for row in read_clip_list(tmp_path).rows}
+    assert sizes["rotated_90.mov"] == (3, 320, 568)
+    assert sizes["pancake.mkv"] == (310, 426, 240)
+    assert sizes["av1.mkv"] == (125, 640, 360)
+
+
+def test_jsonl_and_sidecars(clips: Path, tmp_path: Path) -> None:
+    write_captions(clips, {"a.mp4": " a square "})
+    (clips / "sub" / "b.txt").write_text("from \u2028 text\n")
+    (clips / "c.json").write_text('{"caption": "from json"}')
+    out = tmp_path / "out"
+    report = ingest(IngestRun(src=str(clips), out=str(out)))
+    assert (report.num_read, report.num_images, report.num_frames, report.skipped) == (3, 1, 15, ())
+    listed = read_clip_list(out)
+    assert {row.file: row.caption for row in listed.rows} == {
+        "a.mp4": "a square",
+        "c.png": "from json",
+        "sub/b.MKV": "from \u2028 text",
+    }
+    assert all(listed.path(row).is_file() for row in listed.rows)
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    before = (out / "clips.jsonl").read_bytes()
+    ingest(IngestRun(src=str(clips), out=str(out)))
+    assert (out / "clips.jsonl").read_bytes() == before
+
+
+def test_bad_clips_are_reported_and_skipped(clips: Path, tmp_path: Path) -> None:
+    (clips / "bad.mp4").write_bytes(b"not a video at all")
+    write_clip(clips / "z.mp4", moving_square(2, 32, 32))
+    write_clip(clips / "y.mp4", moving_square(2, 32, 32))
+    (clips / "y.json").write_text('{"title": 3}')
+    write_captions(clips, {"a.mp4": "x", "c.png": "   ", "bad.mp4": "y", "gone.mp4": "z"})
+    with (clips / "captions.jsonl").open("a") as file:
+        file.write('\n{"file": "a.mp4", "caption": "other"}\n')
+    report = ingest(IngestRun(src=str(clips), out=str(tmp_path / "out")))
+    reasons = {clip.file: clip.reason for clip in report.skipped}
+    assert report.num_read == 1
+    assert set(reasons) == {"bad.mp4", "c.png", "sub/b.MKV", "y.mp4", "z.mp4"}
+    assert "damaged" in reasons["bad.mp4"]
+    assert reasons["c.png"] == "its caption is empty"
+    assert reasons["sub/b.MKV"] == reasons["z.mp4"] == "no caption"
+    assert '"caption"' in reasons["y.mp4"]
+    notes = {(note.line, note.reason) for note in report.caption_notes}
+    assert (4, "no such file") in notes
+    assert any(line == 6 and "line 1" in reason for line, reason in notes)
+
+
+def test_single_file_and_own_captions_file(clips: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "my.jsonl"
+    captions.write_text('\ufeff{"file": "a.mp4", "caption": "mine"}\n{"file": "c.png", "caption": "other"}\n')
+    report = ingest(IngestRun(src=str(clips / "a.mp4"), out=str(tmp_path / "out"), captions=str(captions)))
+    assert (report.num_read, report.caption_notes) == (1, ())
+    assert read_clip_list(tmp_path / "out").rows[0].caption == "mine"
+
+
+def test_out_inside_src_is_left_out(clips: Path) -> None:
+    write_captions(clips, {"a.mp4": "x"})
+    ingest(IngestRun(src=str(clips), out=str(clips / "out")))
+    write_clip(clips / "out" / "stray.mp4", moving_square(2, 32, 32))
+    report = ingest(IngestRun(src=str(clips), out=str(clips / "out")))
+    assert "out/stray.mp4" not in {clip.file for clip in report.skipped}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", "no such file or folder"),
+        ("empty", "holds no video or image"),
+        ("no captions", "none of 3 clips has a caption"),
+        ("captions missing", "no such captions file"),
+        ("bad json", "captions.jsonl, line 2: not JSON"),
+        ("bad row", 'line 1: no text under "caption"'),
+        ("not utf-8", "line 1: not JSON"),
+        ("all damaged", "none of 1 clips can be used"),
+        ("text file", "not a video or image"),
+    ],
+)
+def test_whole_run_faults(clips: Path, tmp_path: Path, change: str, message: str) -> None:
+    src, captions = clips, None
+    table = clips / "captions.jsonl"
+    if change == "missing":
+        src = tmp_path / "nowhere"
+    elif change == "empty":
+        src = tmp_path / "empty"
+        src.mkdir()
+    elif change == "captions missing":
+        captions = str(tmp_path / "no.jsonl")
+    elif change == "bad json":
+        table.write_text('{"file": "a.mp4", "caption": "x"}\n{file}\n')
+    elif change == "bad row":
+        table.write_text('{"file": "a.mp4", "caption": 3}\n')
+    elif change == "not utf-8":
+        table.write_bytes(b'{"file": "a.mp4", "caption": "\xff"}\n')
+    elif change == "all damaged":
+        src = tmp_path / "damaged"
+        src.mkdir()
+        (src / "a.mp4").write_bytes(b"x")
+        write_captions(src, {"a.mp4": "x"})
+    elif change == "text file":
+        src = clips / "notes.md"
+    with pytest.raises(DataError, match=message) as fault:
+        ingest(IngestRun(src=str(src), out=str(tmp_path / "out"), captions=captions))
+    assert "Remedy" in str(fault.value)
+    assert not (tmp_path / "out" / "clips.jsonl").exists()
+
+
+def test_object_stores_are_refused(clips: Path) -> None:
+    with pytest.raises(ConfigError, match="local folders"):
+        ingest(IngestRun(src=str(clips), out="s3://bucket/x"))
+
+
+def test_damaged_list(tmp_path: Path) -> None:
+    (tmp_path / "clips.jsonl").write_text('{"clip_id": 1}\n')
+    (tmp_path / "ingest.json").write_text('{"root": "/"}')
+    with pytest.raises(DataError, match="cannot be read"):
+        read_clip_list(tmp_path)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megavideo.data.media import decode_frames, iter_frames, probe
+from megavideo.errors import DataError
+from tests.data.clip_files import moving_square, turn_header, write_clip
+
+
+def near(a: np.ndarray, b: np.ndarray) -> bool:
+    return float(np.abs(a.astype(int) - b.astype(int)).mean()) < 4.0
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("a.mp4", "libx264", "yuv420p"),
+        ("a.mkv", "libx264", "yuv444p"),
+        ("a.mov", "libx264", "yuv420p10le"),
+        ("a.mp4", "libx265", "yuv420p10le"),
+        ("a.webm", "libvpx-vp9", "yuv420p"),
+        ("a.mkv", "libsvtav1", "yuv420p"),
+        ("a.avi", "mpeg4", "yuv420p"),
+        ("a.mpg", "mpeg2video", "yuv420p"),
+    ],
+)
+def test_formats(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
+    import av
+
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    frames = moving_square(10, 64, 96)
+    path = write_clip(tmp_path / name, frames, fps=25, codec=codec, pix_fmt=pix_fmt)
+    info = probe(path)
+    assert (info.frames, info.width, info.height, info.is_image) == (10, 96, 64, False)
+    assert info.fps == pytest.approx(25.0, abs=0.01)
+    assert near(decode_frames(path, 3, 4), frames[3:7])
+
+
+@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
+def test_rotation(tmp_path: Path, quarter_turns: int) -> None:
+    frames = moving_square(3, 32, 64)
+    path = turn_header(write_clip(tmp_path / "a.mp4", frames), quarter_turns)
+    upright = np.rot90(frames, -quarter_turns, axes=(1, 2))
+    info = probe(path)
+    assert (info.height, info.width) == upright.shape[1:3]
+    assert near(decode_frames(path, 0, 3), upright)
+
+
+def test_variable_rate_is_averaged(tmp_path: Path) -> None:
+    times = [0, 40, 80, 200, 240, 500]
+    path = write_clip(tmp_path / "a.mkv", moving_square(6, 32, 32), times=times)
+    assert probe(path).fps == pytest.approx(5 / 0.5, rel=1e-3)
+
+
+def test_only_the_window_is_decoded(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_square(30, 32, 32))
+    frames = iter_frames(path, 2, 20)
+    assert next(frames).shape == (32, 32, 3)
+    assert len(list(frames)) == 19
+    with pytest.raises(DataError, match="ends at frame 30"):
+        decode_frames(path, 20, 11)
+
+
+def test_truncated_and_damaged(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (32, 64, 64, 3), dtype=np.uint8)
+    whole = write_clip(tmp_path / "a.mkv", noise).read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole[: len(whole) * 6 // 10])
+    with pytest.raises(DataError, match=r"cut short|damaged"):
+        probe(cut)
+    holed = tmp_path / "holed.mkv"
+    holed.write_bytes(whole[: len(whole) // 2] + bytes(4000) + whole[len(whole) // 2 + 4000 :])
+    with pytest.raises(DataError, match=r"damaged|cut short"):
+        probe(holed)
+    empty = tmp_path / "empty.mp4"
+    empty.write_bytes(b"")
+    with pytest.raises(DataError, match="damaged or not a video"):
+        probe(empty)
+
+
+def test_images(tmp_path: Path) -> None:
+    pixels = moving_square(1, 24, 40)[0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    info = probe(tmp_path / "a.png")
+    assert (info.frames, info.width, info.height, info.is_image) == (1, 40, 24, True)
+    assert np.array_equal(decode_frames(tmp_path / "a.png", 0, 1)[0], pixels)
+    # Orientation 6: the camera was turned, so that the stored picture is to be turned clockwise.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "b.jpg", exif=exif, quality=98)
+    assert near(decode_frames(tmp_path / "b.jpg", 0, 1)[0], np.rot90(pixels, -1))
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "c.png")
+    assert decode_frames(tmp_path / "c.png", 0, 1).tolist() == [[[[255] * 3] * 8] * 8]
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "d.png")
+    assert decode_frames(tmp_path / "d.png", 0, 1).min() == 255
+    (tmp_path / "e.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:300])
+    with pytest.raises(DataError, match="damaged or not an image"):
+        probe(tmp_path / "e.jpg")

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megavideo.data.storage import LocalStorage, S3Storage, Storage, download_all, open_storage, replacing
+from megavideo.errors import DataError
+
+
+def exercise(storage: Storage, tmp_path: Path) -> None:
+    """What every storage does."""
+    assert not storage.exists("a/b.bin")
+    storage.write_bytes("a/b.bin", b"one")
+    storage.write_bytes("a/b.bin", b"two")
+    (tmp_path / "up.bin").write_bytes(b"three")
+    storage.upload(tmp_path / "up.bin", "a/c.bin")
+    storage.write_bytes("d.bin", b"")
+    assert storage.read_bytes("a/b.bin") == b"two"
+    assert storage.exists("a/b.bin") and not storage.exists("a")
+    assert storage.list() == ["a/b.bin", "a/c.bin", "d.bin"]
+    assert storage.list("a/") == ["a/b.bin", "a/c.bin"]
+    download_all(storage, "a/", tmp_path / "down")
+    assert (tmp_path / "down" / "c.bin").read_bytes() == b"three"
+    storage.delete("d.bin")
+    storage.delete("d.bin")
+    assert storage.list("d") == []
+    for fault in (lambda: storage.read_bytes("no"), lambda: storage.download("no", tmp_path / "no")):
+        with pytest.raises(DataError, match="no"):
+            fault()
+    assert not (tmp_path / "no").exists()
+    for name in ("../x", "/x", ""):
+        with pytest.raises(DataError, match="relative"):
+            storage.write_bytes(name, b"")
+
+
+def test_local(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "store"))
+    assert storage.list() == []
+    exercise(storage, tmp_path)
+    assert open_storage(f"file://{tmp_path}/store").read_bytes("a/b.bin") == b"two"
+
+
+def test_local_writes_are_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="midway"), replacing(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("midway")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_unwritable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be written"):
+        LocalStorage(tmp_path / "file").write_bytes("x", b"")
+
+
+def test_unknown_schemes() -> None:
+    with pytest.raises(DataError, match="'gs' is not supported"):
+        open_storage("gs://bucket/x")
+    with pytest.raises(DataError, match="no bucket"):
+        open_storage("s3://")
+
+
+def test_s3_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    monkeypatch.setattr(S3Storage, "_s3", property(lambda self: _impatient_client()))
+    with pytest.raises(DataError, match="S3_ENDPOINT_URL"):
+        open_storage("s3://bucket/x").exists("y")
+
+
+def _impatient_client() -> object:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"max_attempts": 0}, connect_timeout=1)
+    return boto3.session.Session().client("s3", endpoint_url="http://127.0.0.1:1", config=config)
+
+
+@pytest.fixture
+def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of the server that S3_ENDPOINT_URL names when MEGAVIDEO_TEST_S3 is set, else of moto's server."""
+    if os.environ.get("MEGAVIDEO_TEST_S3"):
+        yield from _bucket()
+        return
+    moto_server = pytest.importorskip("moto.server", reason="moto is not installed, and MEGAVIDEO_TEST_S3 is not set")
+    server = moto_server.ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("S3_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    yield from _bucket()
+    server.stop()
+
+
+def _bucket() -> Iterator[str]:
+    import boto3
+
+    client = boto3.session.Session().client("s3", endpoint_url=os.environ["S3_ENDPOINT_URL"])
+    name = f"megavideo-test-{os.getpid()}-{threading.get_native_id()}"
+    client.create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    for item in client.list_objects_v2(Bucket=name).get("Contents", []):
+        client.delete_object(Bucket=name, Key=item["Key"])
+    client.delete_bucket(Bucket=name)
+
+
+def test_s3(s3_bucket: str, tmp_path: Path) -> None:
+    exercise(open_storage(f"{s3_bucket}/some/prefix/"), tmp_path)
+    with pytest.raises(DataError, match="bucket"):
+        open_storage("s3://no-such-bucket-here/x").exists("y")
+
+
+def test_s3_after_fork_and_pickle(s3_bucket: str) -> None:
+    storage = open_storage(s3_bucket)
+    storage.write_bytes("x", b"content")
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.read_bytes("x") == b"content"
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(storage.read_bytes, ["x"] * 8) == [b"content"] * 8

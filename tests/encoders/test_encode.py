@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, IngestRun, TextEncoderConfig
+from megavideo.data.dataset import open_dataset
+from megavideo.data.ingest import ingest
+from megavideo.data.storage import download_all
+from megavideo.encoders import encode as encode_module
+from megavideo.encoders.encode import encode
+from megavideo.encoders.folder import load_encoders
+from megavideo.errors import ConfigError, DataError
+from tests.data.clip_files import moving_square, turn_header, write_captions, write_clip
+from tests.encoders.tiny_models import make_text, make_wan
+
+PCA = AutoencoderConfig(kind="pca", channels=16, fit_clips=8)
+BYTES = TextEncoderConfig(kind="bytes", dim=64, max_tokens=6)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_clip(folder / "a.mp4", moving_square(21, 96, 128))
+    write_clip(folder / "b.mp4", moving_square(7, 64, 64, (30, 60, 220)), fps=25)
+    turn_header(write_clip(folder / "c.mp4", moving_square(5, 48, 96)), 1)
+    Image.fromarray(moving_square(1, 64, 80)[0]).save(folder / "d.png")
+    write_clip(folder / "tiny.mp4", moving_square(5, 8, 8))
+    captions = {name: f"clip {name[0]}" for name in ("a.mp4", "b.mp4", "c.mp4", "d.png", "tiny.mp4")}
+    write_captions(folder, captions | {"a.mp4": "a red square that moves to the right"})
+    return folder
+
+
+def run(src: Path, out: Path | str, **settings: object) -> EncodeRun:
+    cfg = EncodeRun(src=str(src), out=str(out), area=8192, max_frames=9, autoencoder=PCA, text_encoder=BYTES)
+    return dataclasses.replace(cfg, **settings)
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    from streaming import StreamingDataset
+
+    stream = StreamingDataset(local=str(folder), shuffle=False, batch_size=1, validate_hash="xxh64")
+    return [stream[index] for index in range(stream.num_samples)]
+
+
+def test_raw_clips(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = encode(run(clips, out))
+    json.dumps(dataclasses.asdict(report))
+    assert (report.num_samples, report.num_images, report.captions_cut, report.longest_text) == (4, 1, 1, 6)
+    assert [clip.file for clip in report.dropped] == ["tiny.mp4"]
+    assert "8x8 pixels" in report.dropped[0].reason
+    assert report.psnr_db > 20 and report.psnr_clips == 4
+    dataset = open_dataset(str(out))
+    assert dataset.info.dropped == report.dropped
+    shapes = {s.source: (s.latent.t, s.latent.h, s.latent.w, s.fps) for s in dataset.samples}
+    assert shapes == {
+        "a.mp4": (3, 10, 12, 8.0),
+        "b.mp4": (2, 8, 8, 25.0),
+        "c.mp4": (2, 12, 6, 8.0),
+        "d.png": (1, 8, 10, 1.0),
+    }
+    assert report.num_tokens == sum(s.latent.num_tokens // 4 for s in dataset.samples)
+    manifest = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [row["pixels"] for row in manifest] == [[9, 80, 96], [5, 64, 64], [5, 96, 48], [1, 64, 80]]
+    encoders = load_encoders(out / "encoders")
+    for sample, row in zip(dataset.samples, rows(out), strict=True):
+        assert (row["sample_id"], row["caption"], row["fps"]) == (sample.sample_id, sample.caption, sample.fps)
+        assert row["latent"].shape == (16, sample.latent.t, sample.latent.h, sample.latent.w)
+        assert row["text"].shape == (sample.text_tokens, 64)
+        text = encoders.text_encoder.encode([sample.caption])[0]
+        assert np.array_equal(row["text"], text.numpy().astype(np.float16))
+    # The window is centred, and the latent decodes to it.
+    restored = encoders.autoencoder.decode(torch.tensor(rows(out)[1]["latent"]).float())
+    frames = ((restored + 1) * 127.5).permute(1, 2, 3, 0).numpy()
+    assert np.abs(frames - moving_square(7, 64, 64, (30, 60, 220))[1:6]).mean() < 8
+
+
+def test_same_input_gives_same_bytes(clips: Path, tmp_path: Path) -> None:
+    ingest(IngestRun(src=str(clips), out=str(tmp_path / "list")))
+    for name in ("one", "two"):
+        encode(run(tmp_path / "list", tmp_path / name, shard_bytes=4096))
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert len([name for name in names if name.suffix == ".mds"]) > 1
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_existing_dataset_is_kept(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    encode(run(clips, out))
+    with pytest.raises(DataError, match="overwrite=true"):
+        encode(run(clips, out))
+    # Faults that show before the first write leave the old dataset as it was.
+    with pytest.raises(DataError, match="no such file"):
+        encode(run(tmp_path / "gone", out, overwrite=True))
+    with pytest.raises(DataError, match="no clip is left"):
+        encode(run(clips, out, overwrite=True, area=256, patch=(1, 8, 8)))
+    with pytest.raises(ConfigError, match=r"autoencoder\.channels"):
+        cfg = run(clips, out, overwrite=True, autoencoder=dataclasses.replace(PCA, channels=500))
+        encode(cfg)
+    assert len(open_dataset(str(out)).samples) == 4
+    encode(run(clips, out, overwrite=True, max_frames=1))
+    assert {sample.latent.t for sample in open_dataset(str(out)).samples} == {1}
+    # One in the middle of writing leaves none that opens.
+    monkeypatch.setattr(encode_module, "_finish", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encode(run(clips, out, overwrite=True))
+    with pytest.raises(DataError, match="did not finish"):
+        open_dataset(str(out))
+
+
+def test_a_clip_that_went_bad_is_dropped(clips: Path, tmp_path: Path) -> None:
+    ingest(IngestRun(src=str(clips), out=str(tmp_path / "list")))
+    (clips / "a.mp4").unlink()
+    (clips / "b.mp4").write_bytes((clips / "b.mp4").read_bytes()[:200])
+    report = encode(run(tmp_path / "list", tmp_path / "out"))
+    assert [clip.file for clip in report.dropped] == ["tiny.mp4", "a.mp4", "b.mp4"]
+    assert [sample.index for sample in open_dataset(str(tmp_path / "out")).samples] == [0, 1]
+
+
+def test_patch_in_time(clips: Path, tmp_path: Path) -> None:
+    report = encode(run(clips, tmp_path / "out", patch=(2, 2, 2)))
+    assert {sample.latent.t for sample in open_dataset(str(tmp_path / "out")).samples} == {2}
+    assert "d.png" in {clip.file for clip in report.dropped}
+
+
+def test_pretrained_encoders(clips: Path, tmp_path: Path) -> None:
+    cfg = run(
+        clips,
+        tmp_path / "out",
+        autoencoder=AutoencoderConfig(kind="wan", path=str(make_wan(tmp_path / "wan")), precision="bf16"),
+        text_encoder=TextEncoderConfig(kind="transformers", path=str(make_text(tmp_path / "text")), max_tokens=16),
+    )
+    encode(cfg)
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert (dataset.info.latent_channels, dataset.info.text_dim) == (8, 32)
+    encoders = load_encoders(tmp_path / "out" / "encoders")
+    video = encoders.autoencoder.decode(torch.tensor(rows(tmp_path / "out")[0]["latent"]))
+    assert video.shape == (3, 9, 80, 96)
+
+
+@pytest.mark.skipif(not os.environ.get("MEGAVIDEO_TEST_S3"), reason="set MEGAVIDEO_TEST_S3=s3://BUCKET to try a store")
+def test_object_store(clips: Path, tmp_path: Path) -> None:
+    uri = f"{os.environ['MEGAVIDEO_TEST_S3']}/encode-{os.getpid()}"
+    encode(run(clips, uri, shard_bytes=4096))
+    encode(run(clips, uri, overwrite=True))
+    dataset = open_dataset(uri)
+    assert len(dataset.samples) == 4
+    download_all(dataset.storage, "encoders/", tmp_path / "encoders")
+    assert load_encoders(tmp_path / "encoders").autoencoder.latent_channels == 16
+    assert [name for name in dataset.storage.list() if name.endswith(".mds")] == ["shard.00000.mds"]
+    for name in dataset.storage.list():
+        dataset.storage.delete(name)
+
+
+def test_real_clips(real_clips: Path, tmp_path: Path) -> None:
+    report = encode(run(real_clips, tmp_path / "out", area=4096, max_frames=5))
+    assert (report.num_samples, report.dropped) == (14, ())
+    assert len(open_dataset(str(tmp_path / "out")).samples) == 14

@@ -1,0 +1,37 @@
+"""Tiny pretrained folders made on the spot: a Wan autoencoder, and T5 encoders with a word tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def make_wan(folder: Path, **settings: object) -> Path:
+    """Save an untrained AutoencoderKLWan of 8 channels."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    config = {"base_dim": 16, "z_dim": 8, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1} | settings
+    AutoencoderKLWan(**config).save_pretrained(folder)
+    return folder
+
+
+def make_text(folder: Path, kind: str = "umt5", with_end: bool = True) -> Path:
+    """Save an untrained T5 or UMT5 encoder of width 32 with a word-level tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "square", "circle", "moves", "right"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if with_end:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config_class, model_class = (T5Config, T5EncoderModel) if kind == "t5" else (UMT5Config, UMT5EncoderModel)
+    config = config_class(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    model_class(config).save_pretrained(folder)
+    return folder
