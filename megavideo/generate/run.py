@@ -1,0 +1,109 @@
+"""`megavideo sample`: prompts to mp4 files and a contact sheet."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megavideo.config.schema.sample import SampleRun
+from megavideo.data.write_video import write_video
+from megavideo.diffusion.randomness import SampleKey
+from megavideo.errors import ConfigError
+from megavideo.generate.loaded_run import LoadedRun, load_run
+from megavideo.generate.sampler import Guidance, Prompt, sample_latents
+from megavideo.generate.schedulers import build_scheduler
+from megavideo.generate.sizes import covering_latent
+from megavideo.observe.pictures import contact_sheet
+from megavideo.types import Grid
+
+_SLUG_LENGTH = 48
+_SHEET_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """Files written, in the order of the prompts, and the contact sheet."""
+
+    files: tuple[str, ...]
+    contact_sheet: str
+    step: int
+    weights: str
+    seconds: float
+
+
+def sample(cfg: SampleRun, prompts: Sequence[str], negative: str) -> SampleReport:
+    """Sample every prompt at the asked size and write the results.
+
+    Raises ConfigError or CheckpointError where the run, the sampler or the place for the results cannot be used.
+    """
+    begin = time.monotonic()
+    files, sheet = output_files(cfg, prompts)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if cfg.precision == "bf16" else torch.float32
+    run = load_run(Path(cfg.ckpt), weights=cfg.weights, dtype=dtype, device=device)
+    fps = cfg.fps or run.fps
+    videos: list[np.ndarray] = []
+    for first in range(0, len(prompts), cfg.prompts_per_batch):
+        some = prompts[first : first + cfg.prompts_per_batch]
+        videos += sample_videos(run, cfg, some, negative, first=first)
+        logging.getLogger(__name__).info("sampled %d of %d", len(videos), len(prompts))
+    for path, video in zip(files, videos, strict=True):
+        write_video(path, video, fps)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(zip(prompts, videos, strict=True))
+    contact_sheet(rows, frames_per_row=min(_SHEET_FRAMES, cfg.frames), scale=_scale(cfg)).save(sheet)
+    written = tuple(str(path) for path in files)
+    return SampleReport(written, str(sheet), run.manifest.step, cfg.weights, time.monotonic() - begin)
+
+
+def sample_videos(
+    run: LoadedRun, cfg: SampleRun, prompts: Sequence[str], negative: str, *, first: int
+) -> list[np.ndarray]:
+    """Videos, uint8 [frames, height, width, 3]. The noise of a prompt follows from the seed and its place, from `first`."""
+    autoencoder, patch = run.encoders.autoencoder, run.config.model.patch
+    latent = covering_latent(
+        (cfg.frames, cfg.height, cfg.width), autoencoder.time_ratio, autoencoder.space_ratio, patch
+    )
+    grid = Grid(latent.t // patch[0], latent.h // patch[1], latent.w // patch[2])
+    scheduler = build_scheduler(cfg.scheduler, run.config.diffusion, cfg.shift)
+    device = next(run.model.parameters()).device
+    scheduler.set_timesteps(cfg.steps, device=device)
+    texts = run.encoders.text_encoder.encode([*prompts, negative])
+    encoded = [Prompt(text, SampleKey(cfg.seed, f"prompt/{first + i}", 0)) for i, text in enumerate(texts[:-1])]
+    guidance = Guidance(cfg.guidance, texts[-1])
+    latents = sample_latents(run.model, scheduler, encoded, guidance, grid, patch, cfg.fps or run.fps)
+    return [_pixels(autoencoder.decode(x), cfg) for x in latents]
+
+
+def output_files(cfg: SampleRun, prompts: Sequence[str]) -> tuple[list[Path], Path]:
+    """Where the videos and the contact sheet go. Raises ConfigError where `out` does not fit the number of prompts."""
+    out = Path(cfg.out)
+    if len(prompts) == 1:
+        if out.suffix != ".mp4":
+            raise ConfigError("out", cfg.out, "one prompt is written to one .mp4 file", "give a name that ends in .mp4")
+        return [out], out.with_suffix(".png")
+    if out.suffix or out.is_file():
+        raise ConfigError("out", cfg.out, f"{len(prompts)} prompts are written to a folder", "give a folder's name")
+    names = [f"{i:03d}_{re.sub('[^a-z0-9]+', '-', p.lower()).strip('-')[:_SLUG_LENGTH]}" for i, p in enumerate(prompts)]
+    return [out / f"{name}.mp4" for name in names], out / "contact_sheet.png"
+
+
+def _pixels(video: torch.Tensor, cfg: SampleRun) -> np.ndarray:
+    """[3, T, H, W] in -1..1 to uint8 [frames, height, width, 3], cut from the middle of what was sampled."""
+    top, left = (video.shape[2] - cfg.height) // 2, (video.shape[3] - cfg.width) // 2
+    cut = video[:, : cfg.frames, top : top + cfg.height, left : left + cfg.width].float()
+    pixels = ((cut.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    result: np.ndarray = pixels.permute(1, 2, 3, 0).contiguous().numpy()
+    return result
+
+
+def _scale(cfg: SampleRun) -> int:
+    """Enlargement that makes small videos visible on the contact sheet."""
+    return max(1, 160 // max(cfg.height, cfg.width))
