@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from megavideo.config.schema.train import TrainRun
 from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, info_bytes
 from megavideo.data.storage import download_all, write_file
 from megavideo.errors import ConfigError
+from megavideo.generate.loaded_run import SAMPLING_FILE
 from megavideo.observe.metrics import MetricsSink, MetricsWriter
 from megavideo.observe.progress import TrainingProgress
 from megavideo.observe.run_folder import RunFolder, create_run_folder
@@ -60,6 +63,7 @@ def _train(config: TrainRun, launch: Launch) -> TrainReport:
     if launch.rank == 0:
         create_run_folder(place.root, to_yaml(config), sys.argv)
         write_file(place.root / _DATASET_COPY, info_bytes(parts.dataset.info))
+        write_file(place.root / SAMPLING_FILE, _sampling_facts(parts.dataset))
         download_all(parts.dataset.storage, ENCODERS_PREFIX, place.encoders)
     dist.barrier()
     begin = load_newest(place.checkpoints, parts.engine)
@@ -106,6 +110,12 @@ def _check_same_dataset(place: RunFolder, dataset: LatentDataset) -> None:
             f"the run in {place.root} was started on another dataset",
             "give the dataset that it was started on, or name= another run",
         )
+
+
+def _sampling_facts(dataset: LatentDataset) -> bytes:
+    """What sampling needs of the dataset besides its encoders: the most common frame rate."""
+    rates = Counter(sample.fps for sample in dataset.samples if sample.latent.t > 1) or Counter([1.0])
+    return json.dumps({"fps": rates.most_common(1)[0][0]}).encode()
 
 
 def _announce(config: TrainRun, dataset: LatentDataset, num_parameters: int, launch: Launch) -> None:

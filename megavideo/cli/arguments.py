@@ -1,0 +1,74 @@
+"""Words of the command line, sorted: flags, free texts and overrides. Overrides are left to `config.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from megavideo.cli.verb import TextOption
+from megavideo.config.names import nearest
+from megavideo.errors import ConfigError
+
+SWITCHES: Mapping[str, str] = {
+    "-h": "help",
+    "--help": "help",
+    "--json": "json",
+    "-v": "verbose",
+    "--verbose": "verbose",
+    "--version": "version",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """`switches` are the names set (`help`, `json`, ...), `texts` maps each text flag to what it was given."""
+
+    switches: frozenset[str]
+    overrides: tuple[str, ...]
+    texts: Mapping[str, tuple[str, ...]]
+
+
+def split_verb(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The first word that is no switch is the verb; the others are its arguments."""
+    for position, word in enumerate(words):
+        if word not in SWITCHES:
+            return word, [*words[:position], *words[position + 1 :]]
+    return None, list(words)
+
+
+def parse_arguments(words: Sequence[str], options: Sequence[TextOption] = ()) -> Arguments:
+    """Sort the words after the verb.
+
+    A text follows its flag as the next word or after `=`. Raises ConfigError for an unknown flag, a flag without its
+    text, and a flag given twice that does not repeat.
+    """
+    by_flag = {option.flag: option for option in options}
+    switches: set[str] = set()
+    overrides: list[str] = []
+    texts: dict[str, list[str]] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        flag, joined, text = word.partition("=")
+        if word in SWITCHES:
+            switches.add(SWITCHES[word])
+        elif flag in by_flag:
+            if not joined:
+                text = _next_text(rest, by_flag[flag], [*SWITCHES, *by_flag])
+            if flag in texts and not by_flag[flag].repeats:
+                raise ConfigError(flag, text, "is given twice", "keep one of the two")
+            texts.setdefault(flag, []).append(text)
+        elif word.startswith("-"):
+            known = [*SWITCHES, *by_flag]
+            close = nearest(flag, known)
+            remedy = f"did you mean {close}?" if close else f"take one of {', '.join(known)}"
+            raise ConfigError(flag, text or None, "there is no such option", remedy)
+        else:
+            overrides.append(word)
+    return Arguments(frozenset(switches), tuple(overrides), {flag: tuple(given) for flag, given in texts.items()})
+
+
+def _next_text(rest: list[str], option: TextOption, known: Sequence[str]) -> str:
+    if not rest or rest[0] in known:
+        raise ConfigError(option.flag, None, f"needs {option.metavar}", f"write {option.flag}={option.metavar}")
+    return rest.pop(0)

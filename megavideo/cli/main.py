@@ -1,0 +1,91 @@
+"""Entry point: words in, exit status out.
+
+0 success; 1 a defect, with its traceback; 2 a fault of input or settings, as one message; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from megavideo import __version__
+from megavideo.cli.arguments import Arguments, parse_arguments, split_verb
+from megavideo.cli.help import general_help, verb_help
+from megavideo.cli.output import leads, set_up_logging, stdout_kept_clean, to_json
+from megavideo.cli.verb import Verb, find_verb, verb_names
+from megavideo.errors import ConfigError, MegavideoError
+
+INTERRUPTED = 130
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line given by `words` (default: the process's own) and return the exit status."""
+    given = list(sys.argv[1:] if words is None else words)
+    as_json = "--json" in given
+    try:
+        return _dispatch(given)
+    except MegavideoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if as_json and leads(os.environ):
+            print(to_json({"error": _error_object(error)}))
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(given: Sequence[str]) -> int:
+    name, words = split_verb(given)
+    if name is None or name.startswith("-"):
+        return _without_verb(given)
+    verb = find_verb(name)
+    arguments = parse_arguments(words, verb.options)
+    if "help" in arguments.switches:
+        print(verb_help(verb))
+        return 0
+    if "version" in arguments.switches:
+        raise ConfigError("--version", None, "takes no verb", "run `megavideo --version`")
+    return _run(verb, arguments)
+
+
+def _without_verb(given: Sequence[str]) -> int:
+    switches = parse_arguments(given).switches
+    if "version" in switches:
+        print(to_json({"version": __version__}) if "json" in switches else f"megavideo {__version__}")
+        return 0
+    if "help" in switches:
+        print(general_help({name: find_verb(name).summary for name in verb_names()}))
+        return 0
+    legal = ", ".join(verb_names())
+    raise ConfigError("verb", None, "is required", f"run `megavideo VERB key=value ...` with one of {legal}, or --help")
+
+
+def _run(verb: Verb, arguments: Arguments) -> int:
+    # Imported here, so that --version and a mistyped verb answer at once.
+    from megavideo.config.load import load
+
+    reports = leads(os.environ) or not verb.distributed
+    set_up_logging("verbose" in arguments.switches, reports)
+    with stdout_kept_clean():
+        cfg = load(verb.schema, verb.primary, arguments.overrides)
+        report = verb.run(cfg, arguments.texts)
+    if reports:
+        print(to_json(_report_object(report)) if "json" in arguments.switches else verb.describe(report))
+    sys.stdout.flush()
+    return 0
+
+
+def _report_object(report: Any) -> Mapping[str, Any]:
+    if dataclasses.is_dataclass(report):
+        return dataclasses.asdict(cast(Any, report))
+    return dict(report or {})
+
+
+def _error_object(error: MegavideoError) -> dict[str, Any]:
+    content: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, ConfigError):
+        content |= {"field": error.field, "value": error.value, "rule": error.rule, "remedy": error.remedy}
+    return content

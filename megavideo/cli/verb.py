@@ -1,0 +1,60 @@
+"""What a verb of the command line is, and the table of verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from megavideo.config.names import nearest
+from megavideo.errors import ConfigError
+
+Texts = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class TextOption:
+    """A flag that takes free text, as `--prompt TEXT`; the text is never parsed as an override."""
+
+    flag: str
+    metavar: str
+    summary: str
+    repeats: bool = False
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command.
+
+    `primary` names the YAML file that is composed and `schema` the dataclass built from it. `run` takes the built
+    config and the texts given to each flag of `options`, and returns a report: a dataclass whose `asdict` is
+    JSON-ready, or None. `describe` turns the report into the lines a user reads. Where `distributed` is set the verb
+    is started once per rank, and only rank 0 reports. `examples` stand in the help.
+    """
+
+    name: str
+    summary: str
+    primary: str
+    schema: type[Any]
+    run: Callable[[Any, Texts], Any]
+    describe: Callable[[Any], str]
+    options: tuple[TextOption, ...] = ()
+    distributed: bool = False
+    examples: tuple[str, ...] = ()
+
+
+def verb_names() -> tuple[str, ...]:
+    """Names of the verbs in the order in which a user meets them; each is a module of `cli/verbs` holding `VERB`."""
+    return ("ingest", "encode", "train", "sample")
+
+
+def find_verb(name: str) -> Verb:
+    """The verb called `name`. Raises ConfigError naming the nearest where there is none."""
+    known = verb_names()
+    if name not in known:
+        close = nearest(name, known)
+        remedy = f"did you mean `megavideo {close}`?" if close else f"take one of {', '.join(known)}"
+        raise ConfigError("verb", name, "there is no such command", remedy)
+    verb: Verb = import_module(f"megavideo.cli.verbs.{name}").VERB
+    return verb

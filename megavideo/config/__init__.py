@@ -1,0 +1,1 @@
+"""Configuration: Hydra composes the text, a strict builder makes frozen dataclasses of it, rules hold them together."""

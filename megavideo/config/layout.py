@@ -1,0 +1,100 @@
+"""The grammar of a parallel layout: `tp2-sp-cp2-ring-pp2-dp2-zero1`.
+
+Words are joined by `-`, each at most once: `tpN`, `cpN`, `ppN`, `dpN` give degrees (1 when left out; `dp` left out
+means all processes that remain), `sp` is sequence parallel, `ulysses`, `ring` or `2d` is the kind of context parallel,
+and `zeroN` the ZeRO stage, 0 to 3 (0 when left out).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from megavideo.config.names import nearest
+from megavideo.errors import ConfigError
+
+ContextKind = Literal["ulysses", "ring", "2d"]
+
+CONTEXT_KINDS: tuple[ContextKind, ...] = ("ulysses", "ring", "2d")
+FIELD = "layout"
+GRAMMAR = "write words joined by '-', as dp2-zero1 or tp2-sp-cp2-ring-pp2-dp2-zero1"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of parallelism. `dp` None takes every process that tp, cp and pp leave over."""
+
+    tp: int = 1
+    sp: bool = False
+    cp: int = 1
+    cp_kind: ContextKind | None = None
+    pp: int = 1
+    dp: int | None = None
+    zero: int = 0
+
+    def format(self) -> str:
+        """The layout in canonical order; `parse_layout` gives an equal layout back."""
+        words = [f"tp{self.tp}"] if self.tp > 1 else []
+        words += ["sp"] if self.sp else []
+        words += [f"cp{self.cp}", str(self.cp_kind)] if self.cp > 1 else []
+        words += [f"pp{self.pp}"] if self.pp > 1 else []
+        words += [f"dp{self.dp}"] if self.dp is not None else []
+        return "-".join([*words, f"zero{self.zero}"])
+
+
+def parse_layout(text: str) -> Layout:
+    """Parse a layout. Raises ConfigError naming the word that is unknown, repeated or without effect."""
+    found: dict[str, int] = {}
+    kind: ContextKind | None = None
+    for word in text.split("-"):
+        match = re.fullmatch(r"(tp|cp|pp|dp|zero)([0-9]+)", word)
+        if word in CONTEXT_KINDS:
+            name, value = "kind of context parallel", 0
+            kind = word
+        elif word == "sp":
+            name, value = "sp", 1
+        elif match:
+            name, value = match[1], int(match[2])
+            _check_degree(text, word, name, value)
+        else:
+            raise _unknown(text, word)
+        if name in found:
+            raise ConfigError(FIELD, text, f"names {name} twice, the second time by {word!r}", "keep one of the two")
+        found[name] = value
+    layout = Layout(
+        tp=found.get("tp", 1),
+        sp="sp" in found,
+        cp=found.get("cp", 1),
+        cp_kind=kind,
+        pp=found.get("pp", 1),
+        dp=found.get("dp"),
+        zero=found.get("zero", 0),
+    )
+    _check_whole(text, layout)
+    return layout
+
+
+def _check_degree(text: str, word: str, name: str, value: int) -> None:
+    if name == "zero" and value > 3:
+        raise ConfigError(FIELD, text, f"{word!r} is no ZeRO stage", "take zero0, zero1, zero2 or zero3")
+    if name != "zero" and value < 1:
+        raise ConfigError(FIELD, text, f"{word!r} is no degree: degrees start at 1", f"take {name}1, or leave it out")
+
+
+def _check_whole(text: str, layout: Layout) -> None:
+    if layout.sp and layout.tp == 1:
+        raise ConfigError(FIELD, text, "'sp' has no effect without tensor parallel", "drop sp, or add tp2")
+    if layout.cp_kind and layout.cp == 1:
+        raise ConfigError(
+            FIELD, text, f"{layout.cp_kind!r} has no effect without context parallel", "drop it, or add cp2"
+        )
+    if layout.cp > 1 and layout.cp_kind is None:
+        raise ConfigError(FIELD, text, f"'cp{layout.cp}' needs a kind", "add ulysses, ring or 2d")
+
+
+def _unknown(text: str, word: str) -> ConfigError:
+    known = ["tp1", "sp", "cp1", "pp1", "dp1", "zero1", *CONTEXT_KINDS]
+    close = nearest(word, known)
+    hint = f"did you mean {close}? " if close else ""
+    return ConfigError(FIELD, text, f"{word!r} is no word of a layout", hint + GRAMMAR)

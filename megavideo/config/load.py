@@ -1,0 +1,128 @@
+"""From override words to a checked config: parse, compose with Hydra, build strictly, apply the rules.
+
+Every fault of a user is a `ConfigError`; no exception of Hydra or OmegaConf leaves this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from megavideo.config.build import build
+from megavideo.config.find import configs_folder, group_defaults, group_options
+from megavideo.config.names import nearest, sections, walk
+from megavideo.config.rules import check
+from megavideo.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def load(schema: type[T], primary: str, overrides: Sequence[str]) -> T:
+    """Compose `configs/<primary>.yaml` with `overrides` (Hydra's grammar), build `schema` and apply its rules.
+
+    Raises ConfigError for a word that cannot be parsed, an unknown key (naming the nearest), an unknown option of a
+    group (listing the legal ones), a value the builder refuses and a broken rule.
+    """
+    cfg = build(schema, compose_values(schema, primary, overrides))
+    check(cfg)
+    return cfg
+
+
+def compose_values(schema: type[Any], primary: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed plain values before they are built; required ones that are still open read `???`."""
+    folder = configs_folder()
+    words = _checked(schema, folder, primary, overrides)
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+            composed = compose(config_name=primary, overrides=words)
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+        said = " ".join(overrides) or None
+        raise ConfigError(primary, said, _first_line(error), "correct the overrides, or the file it names") from error
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _checked(schema: type[Any], folder: Path, primary: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra shall see them: each key is known, each option exists, nothing is said twice."""
+    groups = group_defaults(folder, primary)
+    settings = [field.path for field in walk(schema)]
+    nested = list(sections(schema))
+    words: list[str] = []
+    seen: dict[str, str] = {}
+    for text in overrides:
+        override = _parse(text)
+        key = str(override.key_or_group)
+        if key in seen:
+            raise ConfigError(key, text, f"is set twice, first by {seen[key]!r}", "keep one of the two")
+        seen[key] = text
+        if key in groups:
+            words.append(_group_word(folder, key, override, text))
+        elif key in settings or key in nested:
+            # Forced, because a field that keeps its dataclass default need not stand in the YAML.
+            words.append("++" + text.lstrip().lstrip("+"))
+        else:
+            known = [*settings, *nested, *groups]
+            raise ConfigError(
+                key, _value(override), f"there is no such setting in `{primary}`", _suggest(key, known, primary)
+            )
+    return words
+
+
+def _parse(text: str) -> Override:
+    quoting = "write key=value; quote text with commas, brackets or spaces twice, as 'key=\"a, b\"'"
+    if "=" not in text and not text.lstrip().startswith("~"):
+        raise ConfigError(text, None, "is not of the form key=value", quoting)
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        key, _, value = text.partition("=")
+        raise ConfigError(key, value, f"cannot be parsed ({_first_line(error)})", quoting) from error
+    key = str(override.key_or_group)
+    if override.is_delete():
+        raise ConfigError(key, text, "a setting cannot be removed", f"give it a value, as {key}=null")
+    if override.package is not None:
+        raise ConfigError(key, text, "a package cannot be named here", f"write {key}=VALUE")
+    if override.is_sweep_override():
+        raise ConfigError(key, text, "holds several values, and one run takes one", quoting)
+    return override
+
+
+def _group_word(folder: Path, group: str, override: Override, text: str) -> str:
+    options = group_options(folder, group)
+    value = _value(override)
+    if isinstance(value, str) and value in options:
+        return f"{group}={value}"
+    if isinstance(value, dict):
+        raise ConfigError(
+            group, text, "is a group, and takes the name of an option", f"set its fields, as {group}.NAME=VALUE"
+        )
+    close = nearest(str(value), options)
+    remedy = f"did you mean {group}={close}?" if close else f"write {group}=NAME with one of them"
+    raise ConfigError(group, value, f"must be one of {', '.join(options)}", remedy)
+
+
+def _value(override: Override) -> Any:
+    """The value as plain Python, without the parser's own classes for quoted text."""
+    value: Any = override.value()
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _suggest(key: str, known: Sequence[str], primary: str) -> str:
+    close = nearest(key, known)
+    if close:
+        return f"did you mean {close}?"
+    return f"`megavideo {primary} --help` lists every setting"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

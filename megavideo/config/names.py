@@ -1,0 +1,59 @@
+"""Names of settings: every dotted path of a schema, and the nearest known name to a mistyped one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast, get_type_hints
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """One setting of a schema: its dotted path, type hint, dataclass default (or MISSING) and range metadata."""
+
+    path: str
+    hint: Any
+    default: Any
+    metadata: Mapping[str, Any]
+
+
+def walk(schema: type[Any], prefix: str = "") -> Iterator[FieldInfo]:
+    """Every leaf setting of a dataclass and of the dataclasses nested in it, in order of declaration."""
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        path = f"{prefix}.{field.name}" if prefix else field.name
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from walk(cast(type[Any], hint), path)
+        else:
+            yield FieldInfo(path, hint, field.default, field.metadata)
+
+
+def sections(schema: type[Any], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of the dataclasses nested in `schema`."""
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            path = f"{prefix}.{field.name}" if prefix else field.name
+            yield path
+            yield from sections(cast(type[Any], hint), path)
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name a user most likely meant, or None.
+
+    The same last part wins (`lr` means `optim.lr`), then the closest whole name, then the closest last part.
+    """
+    last = {candidate: candidate.rsplit(".", 1)[-1] for candidate in known}
+    tail = name.rsplit(".", 1)[-1]
+    exact = [candidate for candidate in known if last[candidate] == tail]
+    pool = exact or list(known)
+    whole = difflib.get_close_matches(name, pool, n=1, cutoff=0.0 if exact else 0.7)
+    if whole:
+        return whole[0]
+    part = difflib.get_close_matches(tail, list(last.values()), n=1, cutoff=0.6)
+    if not part:
+        return None
+    return next(candidate for candidate in known if last[candidate] == part[0])

@@ -1,0 +1,39 @@
+"""Rules between settings: one small function each, collected in one tuple per schema.
+
+A setting that has no effect in the run is refused like a wrong one, because its writer believes that it acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megavideo.config.rules.data import DATA_RULES
+from megavideo.config.rules.diffusion import DIFFUSION_RULES
+from megavideo.config.rules.model import MODEL_RULES
+from megavideo.config.rules.optim import OPTIM_RULES
+from megavideo.config.rules.prepare import ENCODE_RULES, INGEST_RULES
+from megavideo.config.rules.sample import SAMPLE_RULES
+from megavideo.config.rules.train import LOOP_RULES
+from megavideo.config.schema.prepare import EncodeRun, IngestRun
+from megavideo.config.schema.sample import SampleRun
+from megavideo.config.schema.train import TrainRun
+
+TRAIN_RULES = (*LOOP_RULES, *MODEL_RULES, *DATA_RULES, *DIFFUSION_RULES, *OPTIM_RULES)
+
+
+def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:
+    """The rules of one schema, in the order in which they are applied; empty where there are none."""
+    by_schema: dict[type[Any], tuple[Callable[[Any], None], ...]] = {
+        TrainRun: TRAIN_RULES,
+        IngestRun: INGEST_RULES,
+        EncodeRun: ENCODE_RULES,
+        SampleRun: SAMPLE_RULES,
+    }
+    return by_schema.get(schema, ())
+
+
+def check(cfg: object) -> None:
+    """Apply every rule of the config's schema. Raises ConfigError at the first that is broken."""
+    for rule in rules_for(type(cfg)):
+        rule(cfg)

@@ -1,0 +1,34 @@
+"""Cross-field rules of the latent stream and its packs."""
+
+from __future__ import annotations
+
+from megavideo.config.schema.train import TrainRun
+from megavideo.errors import ConfigError
+
+
+def cache_belongs_to_store(cfg: TrainRun) -> None:
+    """Shards in a folder are read in place; only those of a store are cached."""
+    data = cfg.data
+    if data.cache is not None and "://" not in data.uri:
+        rule = f"has no effect when data.uri={data.uri!r} is a folder"
+        raise ConfigError("data.cache", data.cache, rule, "add data.cache=null, or name an s3:// prefix in data.uri")
+
+
+def uri_is_folder_or_s3(cfg: TrainRun) -> None:
+    """Of the stores only S3 is spoken."""
+    uri = cfg.data.uri
+    if "://" in uri and not uri.startswith("s3://"):
+        raise ConfigError("data.uri", uri, "must be a folder or an s3:// prefix", "take s3://BUCKET/PREFIX or a path")
+
+
+def segments_fit_pack(cfg: TrainRun) -> None:
+    """A segment holds at least one video token and one text token, so that more segments than those cannot occur."""
+    data = cfg.data
+    for name in ("tokens_per_pack", "text_tokens_per_pack"):
+        limit = getattr(data, name)
+        if data.max_segments > limit:
+            rule = f"a pack of data.{name}={limit} cannot hold so many"
+            raise ConfigError("data.max_segments", data.max_segments, rule, f"take data.max_segments={limit} or less")
+
+
+DATA_RULES = (uri_is_folder_or_s3, cache_belongs_to_store, segments_fit_pack)

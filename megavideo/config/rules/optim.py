@@ -1,0 +1,41 @@
+"""Cross-field rules of the optimizer and its schedule."""
+
+from __future__ import annotations
+
+from megavideo.config.schema.train import TrainRun
+from megavideo.errors import ConfigError
+
+
+def betas_are_decays(cfg: TrainRun) -> None:
+    """Each beta is in [0, 1): at 1 a moment would never move."""
+    if not all(0.0 <= beta < 1.0 for beta in cfg.optim.betas):
+        remedy = "take optim.betas=[0.9,0.95]"
+        raise ConfigError("optim.betas", list(cfg.optim.betas), "both must be >= 0 and < 1", remedy)
+
+
+def average_moves(cfg: TrainRun) -> None:
+    """A moving average with decay 1 would keep the first weights for ever."""
+    if cfg.optim.ema_decay == 1.0:
+        remedy = "take a decay below 1, as 0.9999, or optim.ema_decay=null for no average"
+        raise ConfigError("optim.ema_decay", cfg.optim.ema_decay, "an average of decay 1 never moves", remedy)
+
+
+def warmup_ends_within_run(cfg: TrainRun) -> None:
+    """The learning rate is reached before the run ends."""
+    if cfg.optim.warmup_steps >= cfg.train.steps:
+        rule = f"must be < train.steps={cfg.train.steps}"
+        remedy = f"take optim.warmup_steps={cfg.train.steps // 10}, or more steps"
+        raise ConfigError("optim.warmup_steps", cfg.optim.warmup_steps, rule, remedy)
+
+
+def min_lr_ratio_belongs_to_cosine(cfg: TrainRun) -> None:
+    """The floor of the schedule is needed by cosine and means nothing to a constant rate."""
+    optim = cfg.optim
+    if optim.schedule == "cosine" and optim.min_lr_ratio is None:
+        raise ConfigError("optim.min_lr_ratio", None, "schedule=cosine needs it", "take optim.min_lr_ratio=0.1")
+    if optim.schedule == "constant" and optim.min_lr_ratio is not None:
+        rule = "has no effect with schedule=constant"
+        raise ConfigError("optim.min_lr_ratio", optim.min_lr_ratio, rule, "add optim.min_lr_ratio=null")
+
+
+OPTIM_RULES = (betas_are_decays, average_moves, warmup_ends_within_run, min_lr_ratio_belongs_to_cosine)

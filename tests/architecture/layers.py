@@ -1,0 +1,124 @@
+"""Laws about imports: rooms look downward only, nothing is circular, and heavy libraries stay in their rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.architecture.source import PACKAGE, Module, imports_of, resolve
+
+BASE = {"errors", "types", "config", "observe"}
+WORK = BASE | {"planning", "data", "diffusion", "model", "encoders", "parallel", "optim", "checkpoint"}
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "types": set(),
+    "config": {"errors"},
+    "planning": {"config", "errors", "types"},
+    "observe": {"config", "errors", "types"},
+    "data": BASE,
+    "diffusion": BASE,
+    "model": BASE,
+    "encoders": BASE | {"data"},
+    "parallel": BASE | {"model"},
+    "optim": BASE | {"parallel"},
+    "checkpoint": BASE | {"parallel", "optim"},
+    "generate": WORK,
+    "evaluation": WORK,
+    "train": WORK | {"generate", "evaluation"},
+    "launch": {"config", "planning", "errors", "types"},
+    "scaling": {"config", "planning", "errors", "types", "launch"},
+    "cli": WORK | {"generate", "evaluation", "train", "launch", "scaling"},
+    "testing": WORK | {"generate", "evaluation", "train", "launch", "scaling", "cli"},
+    "__main__": {"cli"},
+    "": set(),
+}
+
+TORCH_FREE = ("errors", "types", "config", "planning", "launch", "scaling")
+TORCH_BOUND = {
+    "torch", "torchvision", "deepspeed", "megatron", "transformer_engine", "diffusers", "transformers", "streaming",
+}  # fmt: skip
+ENGINES = {"megatron", "deepspeed", "transformer_engine"}
+
+
+def upward_imports(modules: dict[str, Module]) -> Iterator[str]:
+    """Imports of a room that the table does not allow, and rooms that the table does not know."""
+    for module in modules.values():
+        if module.room not in ALLOWED:
+            yield f"{module.name}: room {module.room!r} is not in the import table"
+            continue
+        for item in imports_of(module):
+            target = resolve(item.target, modules)
+            if target is None:
+                if item.target.split(".")[0] == PACKAGE:
+                    yield f"{module.name}:{item.line} imports {item.target}, which is not there"
+                continue
+            room = modules[target].room
+            if room not in (module.room, "") and room not in ALLOWED[module.room]:
+                yield f"{module.name}:{item.line} imports {target}: {module.room!r} may not import {room!r}"
+
+
+def torch_in_free_rooms(modules: dict[str, Module]) -> Iterator[str]:
+    """Imports of torch and what needs it in torch-free rooms, but for type checkers."""
+    for module in modules.values():
+        if module.room in TORCH_FREE:
+            for item in imports_of(module):
+                if not item.typing_only and item.target.split(".")[0] in TORCH_BOUND:
+                    yield f"{module.name}:{item.line} imports {item.target} in a torch-free room"
+
+
+def engines_outside_parallel(modules: dict[str, Module]) -> Iterator[str]:
+    """Imports of megatron, deepspeed or transformer_engine outside `parallel/`."""
+    for module in modules.values():
+        if module.room != "parallel":
+            for item in imports_of(module):
+                if item.target.split(".")[0] in ENGINES:
+                    yield f"{module.name}:{item.line} imports {item.target} outside parallel/"
+
+
+def parallel_state_users(modules: dict[str, Module]) -> list[str]:
+    """Modules that import `megatron.core.parallel_state`; at most one may."""
+    return [
+        module.name
+        for module in modules.values()
+        if any("parallel_state" in item.target.split(".") for item in imports_of(module))
+    ]
+
+
+def cycles(modules: dict[str, Module], by_room: bool) -> list[list[str]]:
+    """Groups of modules, or of rooms, that import each other in a circle (strongly connected, Tarjan 1972)."""
+    graph: dict[str, set[str]] = {}
+    for module in modules.values():
+        node = module.room if by_room else module.name
+        edges = graph.setdefault(node, set())
+        for item in imports_of(module):
+            target = resolve(item.target, modules)
+            if target is not None:
+                other = modules[target].room if by_room else target
+                edges |= {other} - {node}
+    return [sorted(group) for group in _components(graph) if len(group) > 1]
+
+
+def _components(graph: dict[str, set[str]]) -> list[list[str]]:
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        order[node] = low[node] = len(order)
+        stack.append(node)
+        for other in sorted(graph.get(node, ())):
+            if other not in order:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], order[other])
+        if low[node] == order[node]:
+            position = stack.index(node)
+            found.append(stack[position:])
+            del stack[position:]
+
+    for node in graph:
+        if node not in order:
+            visit(node)
+    return found

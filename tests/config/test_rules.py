@@ -1,0 +1,135 @@
+"""Each rule between settings refuses what it names, and every preset passes them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megavideo.config.load import load
+from megavideo.config.rules import rules_for
+from megavideo.config.rules.model import rotary_split
+from megavideo.config.schema.prepare import EncodeRun, IngestRun
+from megavideo.config.schema.sample import SampleRun
+from megavideo.config.schema.train import TrainRun
+from megavideo.errors import ConfigError
+
+BASE: dict[str, tuple[type[Any], list[str]]] = {
+    "train": (TrainRun, ["data.uri=latents"]),
+    "encode": (EncodeRun, ["src=clips", "out=latents"]),
+    "ingest": (IngestRun, ["src=clips", "out=list"]),
+    "sample": (SampleRun, ["ckpt=run", "out=a.mp4"]),
+}
+
+
+def load_with(primary: str, words: str) -> Any:
+    """The base config of a verb with overrides, which take the place of the base's own."""
+    schema, base = BASE[primary]
+    given = words.split()
+    keys = {word.split("=")[0] for word in given}
+    return load(schema, primary, [*(word for word in base if word.split("=")[0] not in keys), *given])
+
+
+REFUSED = [
+    ("train", "model.heads=3", "model.heads", "must divide"),
+    ("train", "model.heads=64", "model.heads", "at least 6"),
+    ("train", "model.width=60 model.heads=4", "model.heads", "even"),
+    ("train", "model.patch=[1,2,0]", "model.patch", ">= 1"),
+    ("train", "model.time_dim=7", "model.time_dim", "even"),
+    ("train", "diffusion.prediction=v", "diffusion.prediction", "predicts velocity"),
+    ("train", "diffusion=ddpm diffusion.prediction=velocity", "diffusion.prediction", "epsilon or v"),
+    ("train", "diffusion.logit_mean=null", "diffusion.logit_mean", "needs it"),
+    ("train", "diffusion.logit_std=null", "diffusion.logit_std", "needs it"),
+    ("train", "diffusion.timesteps=uniform", "diffusion.logit_mean", "no effect"),
+    ("train", "diffusion.timesteps=uniform diffusion.logit_mean=null", "diffusion.logit_std", "no effect"),
+    ("train", "diffusion=ddpm diffusion.shift=3", "diffusion.shift", "no effect"),
+    ("train", "diffusion=ddpm diffusion.shift_by_size=true", "diffusion.shift_by_size", "no effect"),
+    ("train", "diffusion.shift=3 diffusion.shift_by_size=true", "diffusion.shift", "excludes"),
+    ("train", "diffusion.zero_terminal_snr=true", "diffusion.zero_terminal_snr", "no effect"),
+    ("train", "diffusion=ddpm diffusion.zero_terminal_snr=true", "diffusion.zero_terminal_snr", "epsilon"),
+    ("train", "diffusion.loss_weight=min_snr diffusion.snr_gamma=5", "diffusion.loss_weight", "ddpm"),
+    ("train", "diffusion=ddpm diffusion.loss_weight=min_snr", "diffusion.snr_gamma", "needs it"),
+    ("train", "diffusion.snr_gamma=5", "diffusion.snr_gamma", "no effect"),
+    ("train", "diffusion=ddpm diffusion.loss_weight=shift_sigma", "diffusion.loss_weight", "flow"),
+    ("train", "diffusion.loss_weight=shift_sigma", "diffusion.shift_loss_scale", "needs it"),
+    ("train", "diffusion.shift_loss_scale=1", "diffusion.shift_loss_scale", "no effect"),
+    ("train", "diffusion.conditions.text=0", "diffusion.conditions", "zero"),
+    ("train", "optim.betas=[0.9,1.0]", "optim.betas", "< 1"),
+    ("train", "optim.betas=[-0.1,0.9]", "optim.betas", ">= 0"),
+    ("train", "optim.ema_decay=1", "optim.ema_decay", "never moves"),
+    ("train", "optim.warmup_steps=300", "optim.warmup_steps", "train.steps=300"),
+    ("train", "optim.schedule=cosine", "optim.min_lr_ratio", "needs it"),
+    ("train", "optim.min_lr_ratio=0.1", "optim.min_lr_ratio", "no effect"),
+    ("train", "data.cache=shards", "data.cache", "no effect"),
+    ("train", "data.uri=gs://bucket/x", "data.uri", "s3://"),
+    ("train", "data.max_segments=1025", "data.max_segments", "text_tokens_per_pack"),
+    ("train", "data.tokens_per_pack=16", "data.max_segments", "tokens_per_pack"),
+    ("train", "name=a/b", "name", "not a path"),
+    ("train", "layout=tp2-zero1", "layout", "tp must be 1"),
+    ("train", "layout=cp2-ring", "layout", "cp must be 1"),
+    ("train", "layout=pp2", "layout", "pp must be 1"),
+    ("train", "layout=zero2", "layout", "zero must be 0 or 1"),
+    ("train", "layout=dp3-zero1", "train.packs_per_step", "dp=3"),
+    ("train", "observe.wandb_project=p", "observe.wandb_project", "no effect"),
+    ("ingest", "src=s3://bucket/clips", "src", "not an address"),
+    ("ingest", "out=s3://bucket/clips", "out", "not an address"),
+    ("encode", "src=s3://bucket/clips", "src", "not an address"),
+    ("encode", "out=gs://bucket/x", "out", "s3://"),
+    ("encode", "src=a/ out=a", "out", "differ"),
+    ("encode", "patch=[0,2,2]", "patch", ">= 1"),
+    ("encode", "patch=[1,4,4]  area=1023", "area", "1024 pixels"),
+    ("encode", "autoencoder.channels=null", "autoencoder.channels", "needs it"),
+    ("encode", "autoencoder.fit_clips=null", "autoencoder.fit_clips", "needs it"),
+    ("encode", "autoencoder.path=a", "autoencoder.path", "no effect"),
+    ("encode", "autoencoder.precision=bf16", "autoencoder.precision", "no effect"),
+    ("encode", "autoencoder=wan autoencoder.path=a autoencoder.channels=16", "autoencoder.channels", "no effect"),
+    ("encode", "autoencoder=wan autoencoder.path=null", "autoencoder.path", "needs it"),
+    ("encode", "text_encoder.dim=null", "text_encoder.dim", "needs it"),
+    ("encode", "text_encoder.path=a", "text_encoder.path", "no effect"),
+    ("encode", "text_encoder=transformers text_encoder.path=a text_encoder.dim=8", "text_encoder.dim", "no effect"),
+    ("sample", "out=a.gif", "out", ".mp4"),
+    ("sample", "out=s3://bucket/a.mp4", "out", "not an address"),
+    ("sample", "scheduler=ddim shift=3", "shift", "no effect"),
+]
+
+ACCEPTED = [
+    ("train", "data.uri=s3://bucket/x data.cache=shards"),
+    ("train", "layout=dp2-zero1"),
+    ("train", "layout=dp2 train.packs_per_step=4"),
+    ("train", "diffusion=ddpm_v"),
+    ("train", "diffusion=flow_conditions"),
+    ("train", "diffusion.loss_weight=shift_sigma diffusion.shift_loss_scale=1"),
+    ("train", "optim=cosine train.steps=2000"),
+    ("train", "optim.ema_decay=null"),
+    ("train", "observe=wandb"),
+    ("train", "model.modulation=adaln_zero"),
+    ("encode", "autoencoder=wan autoencoder.path=a autoencoder.precision=bf16"),
+    ("encode", "text_encoder=transformers text_encoder.path=a"),
+    ("sample", "out=folder"),
+]
+
+
+@pytest.mark.parametrize(("primary", "words", "field", "part"), REFUSED)
+def test_rule_refuses(primary: str, words: str, field: str, part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_with(primary, words)
+    assert caught.value.field == field
+    assert part in caught.value.rule
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("primary", "words"), ACCEPTED)
+def test_rule_accepts(primary: str, words: str) -> None:
+    load_with(primary, words)
+
+
+def test_rules_belong_to_their_schema() -> None:
+    assert rules_for(int) == ()
+    assert len(rules_for(TrainRun)) >= 20
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "split"), [(128, (44, 42, 42)), (64, (24, 20, 20)), (16, (8, 4, 4)), (6, (2, 2, 2))]
+)
+def test_rotary_split_is_wans(head_dim: int, split: tuple[int, int, int]) -> None:
+    assert rotary_split(head_dim) == split
