@@ -22,7 +22,8 @@ class ConfigError(MegavideoError):
         self.value = value
         self.rule = rule
         self.remedy = remedy
-        super().__init__(f"{field}={value!r}: {rule}. Remedy: {remedy}")
+        given = field if value is None else f"{field}={value!r}"
+        super().__init__(f"{given}: {rule}. Remedy: {remedy}")
 
 
 class DataError(MegavideoError):

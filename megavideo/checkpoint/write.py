@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import xxhash
@@ -43,34 +45,40 @@ def write_checkpoint(checkpoints: Path, header: Header, fragments: Iterable[Frag
     """
     final = step_folder(checkpoints, header.step)
     working = checkpoints / f"{UNFINISHED}{final.name}"
-    rank = dist.get_rank()
-    if rank == 0:
-        for stale in checkpoints.glob(f"{UNFINISHED}*"):  # left by a killed save
-            shutil.rmtree(stale)
-        working.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
-    entry, steps, failure = _write_rank(working, rank, fragments)
-    gathered: list[tuple[FileEntry | None, int, str]] = [(None, 0, "")] * dist.get_world_size()
-    dist.all_gather_object(gathered, (entry, steps, failure))
-    failures = [f"rank {i}: {text}" for i, (_, _, text) in enumerate(gathered) if text]
-    if failures:
-        raise CheckpointError(f"{final}: not saved; the checkpoints before it are untouched. {'; '.join(failures)}")
-    if rank == 0:
-        files = tuple(file for file, _, _ in gathered if file is not None)
-        updates = max(count for _, count, _ in gathered)
-        manifest = Manifest(FORMAT, header.step, updates, header.layout, header.shapes, header.config, files)
-        _write_flushed(working / MANIFEST, manifest.to_json().encode())
-        if final.exists():  # the same step saved again after a resume
-            shutil.rmtree(final)
-        os.replace(working, final)
-        _flush_folder(checkpoints)
-        for old in list_checkpoints(checkpoints)[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
+    first = dist.get_rank() == 0
+    _together(final, lambda: _prepare(working) if first else None)
+    parts = _together(final, lambda: _write_rank(working, dist.get_rank(), fragments))
+    _together(final, lambda: _publish(working, final, header, parts) if first else None)
+    if first:
+        _retain(checkpoints, keep)
     return final
 
 
-def _write_rank(working: Path, rank: int, fragments: Iterable[Fragment]) -> tuple[FileEntry | None, int, str]:
+def _together(final: Path, work: Callable[[], Any]) -> list[Any]:
+    """Results of `work` on all ranks. Raises CheckpointError on every rank where it failed on any."""
+    try:
+        mine = (work(), "")
+    except Exception as error:  # noqa: BLE001 - told to all ranks, which raise it together
+        mine = (None, f"{type(error).__name__}: {error}")
+    gathered: list[tuple[Any, str]] = [(None, "")] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(gathered) if text]
+    if failures:
+        raise CheckpointError(
+            f"{final}: not saved; the checkpoints before it are untouched. {'; '.join(failures)}. "
+            "Remedy: make room or correct the folder's rights; the same command then goes on from the last checkpoint"
+        )
+    return [result for result, _ in gathered]
+
+
+def _prepare(working: Path) -> None:
+    for stale in working.parent.glob(f"{UNFINISHED}*"):  # left by a killed save
+        shutil.rmtree(stale)
+    working.mkdir(parents=True)
+
+
+def _write_rank(working: Path, rank: int, fragments: Iterable[Fragment]) -> tuple[FileEntry | None, int]:
+    """This rank's file, and the count of updates."""
     tensors, entries, steps = {}, [], 0
     for fragment in fragments:
         steps = max(steps, int(fragment.steps))
@@ -79,16 +87,36 @@ def _write_rank(working: Path, rank: int, fragments: Iterable[Fragment]) -> tupl
             tensors[key] = values.cpu().contiguous()
             entries.append(FragmentEntry(key, state, fragment.name, fragment.start, fragment.numel))
     if not tensors:
-        return None, steps, ""
+        return None, steps
     path = working / f"fragments_{rank:05d}.safetensors"
-    try:
-        save_file(tensors, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        digest = xxhash.xxh64(path.read_bytes()).hexdigest()
-        return FileEntry(path.name, path.stat().st_size, digest, tuple(entries)), steps, ""
-    except Exception as error:  # noqa: BLE001 - told to all ranks, which raise it together
-        return None, steps, f"{type(error).__name__}: {error}"
+    save_file(tensors, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    digest = xxhash.xxh64(path.read_bytes()).hexdigest()
+    return FileEntry(path.name, path.stat().st_size, digest, tuple(entries)), steps
+
+
+def _publish(working: Path, final: Path, header: Header, parts: Sequence[tuple[FileEntry | None, int]]) -> None:
+    """Describe what all ranks wrote, and give it its name."""
+    files = tuple(file for file, _ in parts if file is not None)
+    updates = max(steps for _, steps in parts)
+    manifest = Manifest(FORMAT, header.step, updates, header.layout, header.shapes, header.config, files)
+    _write_flushed(working / MANIFEST, manifest.to_json().encode())
+    if final.exists():  # the same step saved again after a resume
+        shutil.rmtree(final)
+    os.replace(working, final)
+    _flush_folder(final.parent)
+
+
+def _retain(checkpoints: Path, keep: int) -> None:
+    """Remove all but the newest; each is renamed first, so that one half removed is not taken for a checkpoint."""
+    for old in list_checkpoints(checkpoints)[:-keep]:
+        doomed = checkpoints / f"{UNFINISHED}{old.name}"
+        try:
+            os.replace(old, doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            logging.getLogger(__name__).warning("%s: an old checkpoint could not be removed (%s)", old, error)
 
 
 def _write_flushed(path: Path, data: bytes) -> None:

@@ -46,7 +46,7 @@ class Verb:
 
 def verb_names() -> tuple[str, ...]:
     """Names of the verbs in the order in which a user meets them; each is a module of `cli/verbs` holding `VERB`."""
-    return ("ingest", "encode", "train", "sample")
+    return ("ingest", "encode", "train", "sample", "demo")
 
 
 def find_verb(name: str) -> Verb:

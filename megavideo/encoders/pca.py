@@ -146,7 +146,8 @@ def fit_pca(channels: int, fit_clips: int, fit_videos: FitVideos) -> PcaAutoenco
     else:
         group = _aligned(group_sum.moments(), _principal(group_sum.moments(), channels), held_basis, first.spread)
     covariances = [_covariance(first, first_sum), _covariance(group, group_sum)]
-    turn = equalising_rotation(sum(c / np.trace(c) for c in covariances if np.trace(c) > 0))
+    varying = [covariance / np.trace(covariance) for covariance in covariances if np.trace(covariance) > 0]
+    turn = equalising_rotation(sum(varying, np.zeros((channels, channels))))
     return PcaAutoencoder(_block_basis(_turned(first, first_sum, turn)), _block_basis(_turned(group, group_sum, turn)))
 
 

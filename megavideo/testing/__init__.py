@@ -1,0 +1,1 @@
+"""Small data and started processes for tests; no other room imports this one."""

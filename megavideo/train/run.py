@@ -55,6 +55,7 @@ def train(config: TrainRun) -> TrainReport:
 
 def _train(config: TrainRun, launch: Launch) -> TrainReport:
     place = RunFolder(Path(config.output) / config.name)
+    _check_output(config, place)
     parts = build_parts(config, launch)
     if place.config.exists():
         check_same_run(config, place.config)
@@ -87,6 +88,12 @@ def _train(config: TrainRun, launch: Launch) -> TrainReport:
         str(place.root), launch.rank, config.train.steps, begin,
         result.first_loss, result.last_loss, result.skipped, num_parameters,
     )  # fmt: skip
+
+
+def _check_output(config: TrainRun, place: RunFolder) -> None:
+    for path in (Path(config.output), place.root):
+        if path.exists() and not path.is_dir():
+            raise ConfigError("output", config.output, f"{path} is a file, and a folder is needed", "name a folder")
 
 
 def _sinks(config: TrainRun, place: RunFolder, begin: int) -> list[MetricsSink]:

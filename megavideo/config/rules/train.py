@@ -34,6 +34,14 @@ def packs_divide_by_ranks(cfg: TrainRun) -> None:
         raise ConfigError("train.packs_per_step", cfg.train.packs_per_step, rule, f"take train.packs_per_step={above}")
 
 
+def bf16_keeps_fp32_weights(cfg: TrainRun) -> None:
+    """In bf16 the weights that the optimizer updates are fp32 copies, which only ZeRO's partitions hold."""
+    if cfg.train.precision == "bf16" and parse_layout(cfg.layout).zero == 0:
+        rule = "has no fp32 weights to update, which train.precision=bf16 needs"
+        remedy = "take zero1 in place of zero0 (with one process it costs nothing), or train.precision=fp32"
+        raise ConfigError("layout", cfg.layout, rule, remedy)
+
+
 def project_belongs_to_wandb(cfg: TrainRun) -> None:
     """A Weights & Biases project is named only where Weights & Biases is on."""
     if cfg.observe.wandb_project is not None and not cfg.observe.wandb:
@@ -43,4 +51,10 @@ def project_belongs_to_wandb(cfg: TrainRun) -> None:
         )
 
 
-LOOP_RULES = (name_is_a_folder_name, layout_is_data_parallel, packs_divide_by_ranks, project_belongs_to_wandb)
+LOOP_RULES = (
+    name_is_a_folder_name,
+    layout_is_data_parallel,
+    packs_divide_by_ranks,
+    bf16_keeps_fp32_weights,
+    project_belongs_to_wandb,
+)

@@ -1,0 +1,87 @@
+"""A small dataset of random latents, written as encode writes one, without any video."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megavideo.data.dataset import ENCODERS_PREFIX, DatasetInfo, checksum, info_bytes, null_text_bytes
+from megavideo.data.storage import open_storage
+from megavideo.encoders.bytes_text import BytesTextEncoder
+from megavideo.encoders.dataset_writer import complete, writing_dataset
+from megavideo.encoders.folder import save_encoders
+from megavideo.encoders.pca import PcaAutoencoder, fit_pca
+from megavideo.types import Grid, SampleInfo
+
+CHANNELS = 4
+TEXT_DIM = 32
+PATCH = (1, 2, 2)
+GRIDS = (Grid(2, 4, 4), Grid(1, 8, 8), Grid(3, 4, 6), Grid(1, 4, 4), Grid(2, 6, 4), Grid(4, 4, 4))
+_COLOURS = ("red", "green", "blue", "yellow", "white")
+
+
+def write_dataset(
+    uri: str,
+    num_samples: int,
+    *,
+    grids: Sequence[Grid] = GRIDS,
+    bad: Mapping[int, float] | None = None,
+    flat: bool = False,
+    shard_bytes: int = 8192,
+) -> DatasetInfo:
+    """Write `num_samples` samples whose latent sizes go round `grids`.
+
+    `bad` puts a value, as infinity, into the latents of the samples it names. `flat` latents hold one vector of signs
+    all over, which a model learns in a few steps; the others are normal noise.
+    """
+    rng = np.random.default_rng(num_samples)
+    text_encoder = BytesTextEncoder(TEXT_DIM, 16)
+    storage = open_storage(uri)
+    with writing_dataset(storage, shard_bytes) as writer:
+        for index in range(num_samples):
+            grid = grids[index % len(grids)]
+            caption = f"a {_COLOURS[index % len(_COLOURS)]} shape" + ", moving" * (index % 3)
+            text = text_encoder.encode([caption])[0].numpy().astype(np.float16)
+            latent = rng.standard_normal((CHANNELS, grid.t, grid.h, grid.w))
+            if flat:
+                latent = np.broadcast_to(np.sign(latent[:, :1, :1, :1]), latent.shape).copy()
+            if bad and index in bad:
+                latent[0, 0, 0, 0] = bad[index]
+            sample = SampleInfo(f"sample-{index}", index, grid, len(text), 8.0, caption, f"{index}.mp4")
+            pixels = (1 + 4 * (grid.t - 1), 8 * grid.h, 8 * grid.w)
+            writer.add(sample, latent.astype(np.float16), text, pixels)
+        null_text = text_encoder.encode([""])[0].numpy()
+        files = writer.finish({"null_text.safetensors": null_text_bytes(null_text)})
+    with tempfile.TemporaryDirectory() as folder:
+        save_encoders(Path(folder), small_autoencoder(), text_encoder)
+        for path in Path(folder).iterdir():
+            storage.upload(path, ENCODERS_PREFIX + path.name)
+    info = DatasetInfo(
+        format=1,
+        num_samples=num_samples,
+        latent_channels=CHANNELS,
+        text_dim=TEXT_DIM,
+        patch=PATCH,
+        time_ratio=4,
+        space_ratio=8,
+        dropped=(),
+        captions_cut=0,
+        checksums={name: checksum(data) for name, data in files.items()},
+    )
+    complete(storage, info, info_bytes(info))
+    return info
+
+
+def small_autoencoder() -> PcaAutoencoder:
+    """The built-in autoencoder, fitted to two small clips of noise."""
+
+    def clips(most: int) -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(min(most, 2)):
+            yield torch.rand(3, 5, 16, 16, generator=generator) * 2 - 1
+
+    return fit_pca(CHANNELS, 2, clips)

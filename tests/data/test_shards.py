@@ -1,0 +1,139 @@
+"""Random access to shards, and faults that name the shard."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from streaming import StreamingDataset
+
+from megavideo.data.dataset import open_dataset
+from megavideo.data.shards import ShardReader
+from megavideo.errors import DataError
+from megavideo.testing.dataset import write_dataset
+
+
+def reader(uri: str, cache: Path | None = None) -> ShardReader:
+    return ShardReader(open_dataset(uri), cache)
+
+
+def test_reads_what_was_written_in_any_order(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), 30, shard_bytes=4096)
+    assert len(list(tmp_path.glob("shard.*.mds"))) > 3
+    stream = StreamingDataset(local=str(tmp_path), shuffle=False, batch_size=1, validate_hash="xxh64")
+    source = reader(str(tmp_path))
+    for index in (29, 0, 13, 13, 28, 1):
+        sample, row = source.read(index), stream[index]
+        assert sample.latent.dtype == sample.text.dtype == torch.float32
+        assert np.array_equal(sample.latent.numpy(), row["latent"].astype(np.float32))
+        assert np.array_equal(sample.text.numpy(), row["text"].astype(np.float32))
+        assert sample.fps == row["fps"]
+
+
+def spoil(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 4
+        path.write_bytes(bytes(data))
+    elif how == "truncated":
+        path.write_bytes(bytes(data[:-100]))
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("flipped", "damaged"), ("truncated", "damaged"), ("empty", "damaged"), ("missing", "cannot be read")]
+)
+def test_a_bad_shard_is_named(tmp_path: Path, how: str, words: str) -> None:
+    write_dataset(str(tmp_path), 30, shard_bytes=4096)
+    spoil(tmp_path / "shard.00002.mds", how)
+    source = reader(str(tmp_path))
+    source.read(0)  # other shards serve
+    with pytest.raises(DataError, match=rf"shard\.00002\.mds: shard .*{words}.*Remedy"):
+        for index in range(30):
+            source.read(index)
+
+
+def test_shards_of_another_dataset_are_refused(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), 6)
+    dataset = open_dataset(str(tmp_path))
+    turned = type(dataset)(dataset.uri, dataset.info, dataset.samples[::-1], dataset.null_text, dataset.storage)
+    with pytest.raises(DataError, match=r"sample 0 is 'sample-0', and the manifest says 'sample-5'"):
+        ShardReader(turned, None).read(0)
+
+
+class _Remote:
+    """A storage that is no folder, so that its shards go through the cache; counts what is fetched."""
+
+    def __init__(self, inner: object, damaged: int = 0) -> None:
+        self._inner = inner
+        self.damaged = damaged
+        self.fetched: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def download(self, name: str, path: Path) -> None:
+        self._inner.download(name, path)  # type: ignore[attr-defined]
+        self.fetched.append(name)
+        if len(self.fetched) <= self.damaged:
+            spoil(path, "flipped")
+
+
+def remote(folder: Path, damaged: int = 0) -> tuple[object, _Remote]:
+    write_dataset(str(folder), 6)
+    dataset = open_dataset(str(folder))
+    storage = _Remote(dataset.storage, damaged)
+    return type(dataset)(dataset.uri, dataset.info, dataset.samples, dataset.null_text, storage), storage  # type: ignore[arg-type]
+
+
+def test_the_cache_is_filled_once_and_heals(tmp_path: Path) -> None:
+    dataset, storage = remote(tmp_path / "data")
+    first = ShardReader(dataset, tmp_path / "cache").read(0)  # type: ignore[arg-type]
+    ShardReader(dataset, tmp_path / "cache").read(0)  # type: ignore[arg-type]
+    assert storage.fetched == ["shard.00000.mds"]
+    (cached,) = (tmp_path / "cache").rglob("shard.00000.mds")
+    spoil(cached, "truncated")
+    again = ShardReader(dataset, tmp_path / "cache").read(0)  # type: ignore[arg-type]
+    assert torch.equal(first.latent, again.latent)
+    assert storage.fetched == ["shard.00000.mds"] * 2
+
+
+def test_one_damaged_download_is_tried_again_and_a_damaged_store_is_named(tmp_path: Path) -> None:
+    dataset, storage = remote(tmp_path / "once", damaged=1)
+    ShardReader(dataset, tmp_path / "cache").read(0)  # type: ignore[arg-type]
+    assert len(storage.fetched) == 2
+    dataset, _ = remote(tmp_path / "always", damaged=99)
+    with pytest.raises(DataError, match=r"shard\.00000\.mds: shard is damaged"):
+        ShardReader(dataset, tmp_path / "cache").read(0)  # type: ignore[arg-type]
+    other = [path for path in (tmp_path / "cache").rglob("*.mds")]
+    assert len(other) == 1  # the bad file did not stay
+
+
+def test_a_store_needs_a_cache(tmp_path: Path) -> None:
+    dataset, _ = remote(tmp_path / "data")
+    with pytest.raises(DataError, match="needs a cache folder"):
+        ShardReader(dataset, None)  # type: ignore[arg-type]
+
+
+def test_s3_through_the_cache(tmp_path: Path) -> None:
+    base = os.environ.get("MEGAVIDEO_TEST_S3")
+    if not base:
+        pytest.skip("no object store: set MEGAVIDEO_TEST_S3=s3://BUCKET/PREFIX with S3_ENDPOINT_URL and AWS_*")
+    uri = f"{base.rstrip('/')}/{uuid.uuid4().hex}"
+    try:
+        write_dataset(uri, 6)
+        first = reader(uri, tmp_path).read(2)
+        (cached,) = tmp_path.rglob("shard.00000.mds")
+        spoil(cached, "flipped")
+        assert torch.equal(reader(uri, tmp_path).read(2).latent, first.latent)
+    finally:
+        storage = open_dataset(uri).storage
+        for name in storage.list():
+            storage.delete(name)
