@@ -79,7 +79,8 @@ class CheckpointReader:
         try:
             actual = xxhash.xxh64(path.read_bytes()).hexdigest()
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Remedy: use another checkpoint") from error
+            reason = f"cannot be read ({error.strerror}). Remedy: use another checkpoint"
+            raise CheckpointError(f"{path}: {reason}") from error
         if actual != expected:
             raise CheckpointError(
                 f"{path}: damaged: its xxh64 is {actual}, the manifest says {expected}. Remedy: move this folder away; "

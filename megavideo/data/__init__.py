@@ -1,0 +1,1 @@
+"""Data: clips and captions in, storage, shards, the step plan, and packs out."""

@@ -6,7 +6,7 @@ A level u in (0, 1) says how noisy a sample is; both objectives map it to the mo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import DDPMScheduler
@@ -62,7 +62,7 @@ class Ddpm:
     """
 
     def __init__(self, config: DiffusionConfig) -> None:
-        schedule = ddpm_schedule(config)
+        schedule: Any = ddpm_schedule(config)  # diffusers sets its attributes in ways that types do not see
         self._alphas: list[float] = schedule.alphas_cumprod.double().tolist()
         self._v = config.prediction == "v"
         self._gamma = config.snr_gamma if config.loss_weight == "min_snr" else None

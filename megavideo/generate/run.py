@@ -66,7 +66,7 @@ def sample(cfg: SampleRun, prompts: Sequence[str], negative: str) -> SampleRepor
 def sample_videos(
     run: LoadedRun, cfg: SampleRun, prompts: Sequence[str], negative: str, *, first: int
 ) -> list[np.ndarray]:
-    """Videos, uint8 [frames, height, width, 3]. The noise of a prompt follows from the seed and its place, from `first`."""
+    """Videos, uint8 [frames, height, width, 3]; noise follows from the seed and the prompt's place, from `first`."""
     autoencoder, patch = run.encoders.autoencoder, run.config.model.patch
     latent = covering_latent(
         (cfg.frames, cfg.height, cfg.width), autoencoder.time_ratio, autoencoder.space_ratio, patch

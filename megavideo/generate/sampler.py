@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from megavideo.data.patches import unpatchify
 from megavideo.diffusion.randomness import SampleKey
+from megavideo.model.dit import DiT
 from megavideo.types import Grid, PackedBatch
 
 
@@ -35,7 +35,7 @@ class Prompt:
 
 @torch.inference_mode()
 def sample_latents(
-    model: nn.Module,
+    model: DiT,
     scheduler: Any,
     prompts: Sequence[Prompt],
     guidance: Guidance,

@@ -25,7 +25,7 @@ def build_scheduler(name: str, diffusion: DiffusionConfig, shift: float | None) 
     `shift` moves a flow sampler's levels towards noise; None takes the training shift, or 1. Raises ConfigError for a
     sampler that does not fit the run's objective.
     """
-    legal = _FLOW if diffusion.objective == "flow" else _DDPM
+    legal: tuple[str, ...] = _FLOW if diffusion.objective == "flow" else _DDPM
     if diffusion.zero_terminal_snr:
         legal = ("ddim",)  # the others divide by the signal, which is zero at the first step
     if name not in legal:
@@ -41,7 +41,8 @@ def build_scheduler(name: str, diffusion: DiffusionConfig, shift: float | None) 
     if shift is not None:
         raise ConfigError("shift", shift, "has no effect on a run with diffusion.objective=ddpm", "leave it out")
     kinds = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler, "dpm": DPMSolverMultistepScheduler}
-    return kinds[name].from_config(ddpm_schedule(diffusion).config)
+    schedule: Any = ddpm_schedule(diffusion)
+    return kinds[name].from_config(schedule.config)
 
 
 def _flow(name: str, shift: float) -> Any:

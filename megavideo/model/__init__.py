@@ -1,0 +1,1 @@
+"""The diffusion transformer on packs, with the layers it is injected."""

@@ -114,6 +114,8 @@ class Block(nn.Module):
         else:
             table = self.modulation(F.silu(cond.time)).unflatten(-1, (6, -1))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.unbind(1)
-        x = gated_add(x, self.self_attention(norm_modulate(x, shift_a, scale_a, cond.rows, self.eps), cond), gate_a, cond.rows)
+        attended = self.self_attention(norm_modulate(x, shift_a, scale_a, cond.rows, self.eps), cond)
+        x = gated_add(x, attended, gate_a, cond.rows)
         x = x + self.cross_attention(self.cross_norm(x), cond)
-        return gated_add(x, self.ffn(norm_modulate(x, shift_f, scale_f, cond.rows, self.eps)), gate_f, cond.rows)
+        fed = self.ffn(norm_modulate(x, shift_f, scale_f, cond.rows, self.eps))
+        return gated_add(x, fed, gate_f, cond.rows)

@@ -15,6 +15,7 @@ from megavideo.model.block import Block, Conditioning
 from megavideo.model.layers import Layers
 from megavideo.model.modulation import norm_modulate, sinusoid
 from megavideo.model.pack_index import PackIndex
+from megavideo.model.place import PLACE_FEATURES, place_features
 from megavideo.model.rope import rotary_table
 from megavideo.model.rows import Rows
 from megavideo.types import PackedBatch
@@ -48,6 +49,8 @@ class Embedder(nn.Module):
             self.modulation = layers.replicated(config.width, 6 * config.width)
         if config.fps_conditioning:
             self.fps = Mlp(config.time_dim, config.width, layers, activation=nn.SiLU())
+        if config.place_embedding:
+            self.place = layers.replicated(PLACE_FEATURES, config.width)
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, Conditioning]:
         """A pack to its hidden state [N, D] (this rank's tokens) and the conditioning of all blocks."""
@@ -70,7 +73,10 @@ class Embedder(nn.Module):
             video=index.video,
             captions=index.text,
         )
-        return self.patch(enter(batch.tokens)), cond
+        x = self.patch(enter(batch.tokens))
+        if config.place_embedding:
+            x = x + self.place(place_features(enter(index.place), dtype))
+        return x, cond
 
 
 class Head(nn.Module):

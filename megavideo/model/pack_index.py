@@ -15,12 +15,13 @@ class PackIndex:
     """Indices of one pack.
 
     segment [N]: the token's segment (the last one for padding); position [N, 3]: its place (t, y, x) in the segment's
-    grid; row [N]: its row of the conditioning table, `segment`, or `K + segment` where the token is given (clean);
+    grid; place [N, 3]: the same in 0..1, relative to the grid; row [N]: its row of the conditioning table, `segment`, or `K + segment` where the token is given (clean);
     `video` and `text` delimit the segments of the two packed axes.
     """
 
     segment: torch.Tensor
     position: torch.Tensor
+    place: torch.Tensor
     row: torch.Tensor
     video: Segments
     text: Segments
@@ -33,13 +34,15 @@ class PackIndex:
         ends = batch.cu_seqlens[1:].to(torch.int64)
         segment = torch.searchsorted(ends, token, right=True).clamp_(max=num_segments - 1)
         offset = token - batch.cu_seqlens.to(torch.int64)[segment]
-        _, height, width = (batch.grid[segment].clamp(min=1)).unbind(1)
+        grid = batch.grid[segment].clamp(min=1)
+        _, height, width = grid.unbind(1)
         area = height * width
         position = torch.stack([offset // area, offset % area // width, offset % width], dim=1)
         row = segment + num_segments * batch.condition_mask.to(torch.int64)
         return cls(
             segment=segment,
             position=position,
+            place=position / (grid - 1).clamp(min=1),
             row=row,
             video=Segments.of(batch.cu_seqlens, num_tokens),
             text=Segments.of(batch.cu_seqlens_text, batch.text.shape[0]),

@@ -41,11 +41,11 @@ def name_pairs(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
     Raises CheckpointError for a model that diffusers' Wan cannot express.
     """
-    if config.modulation != "adaln" or config.fps_conditioning or not config.qk_norm:
+    if config.modulation != "adaln" or config.fps_conditioning or config.place_embedding or not config.qk_norm:
         raise CheckpointError(
-            "only models with modulation=adaln, qk_norm=true and fps_conditioning=false have the form of "
-            f"WanTransformer3DModel; this one has modulation={config.modulation}, qk_norm={config.qk_norm}, "
-            f"fps_conditioning={config.fps_conditioning}. Remedy: keep such a model in megavideo's own format"
+            "only models with modulation=adaln, qk_norm=true, fps_conditioning=false and place_embedding=false have the "
+            f"form of WanTransformer3DModel; this one has modulation={config.modulation}, qk_norm={config.qk_norm}, "
+            f"fps_conditioning={config.fps_conditioning}, place_embedding={config.place_embedding}. Remedy: keep such a model in megavideo's own format"
         )
     pairs: dict[str, tuple[str, ...]] = {"head.modulation_table": ("scale_shift_table",)}
     for leaf in ("weight", "bias"):

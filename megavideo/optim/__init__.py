@@ -1,0 +1,1 @@
+"""The optimizer with its moving average, parameter groups and the learning rate."""

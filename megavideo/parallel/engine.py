@@ -22,7 +22,7 @@ _NOISY_LOGGERS = ("DeepSpeed", "torch.utils.cpp_extension")
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What an update did: gradient norm before clipping (infinite where it was not finite), and whether it was applied."""
+    """What an update did: gradient norm before clipping (infinite where not finite), and whether it was applied."""
 
     grad_norm: float
     applied: bool
@@ -79,7 +79,8 @@ class Engine:
             return None
         if self.zero == 0:
             # gradients are averaged and alike on every rank by now; the engine itself looks at their norm only to clip
-            norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
             self._engine.step()
             return StepOutcome(norm if math.isfinite(norm) else math.inf, math.isfinite(norm))
         self._engine.step()

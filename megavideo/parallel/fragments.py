@@ -13,6 +13,8 @@ import torch
 from megavideo.parallel.engine import Engine
 
 WEIGHT = "weight"
+# where DeepSpeed keeps, on a parameter, what part of it this rank's partition holds
+_PARTITION_LINK = "_hp_mapping"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def held_fragments(engine: Engine) -> Iterator[Fragment]:
             yield _fragment(name, 0, parameter, optimizer.state[parameter], 0, parameter.numel())
         return
     for name, parameter in engine.module.named_parameters():
-        mapping = parameter._hp_mapping  # DeepSpeed's link from a parameter to its part of the partition
+        mapping = getattr(parameter, _PARTITION_LINK)
         if mapping is None:
             continue
         flat = flats[mapping.param_group_index]

@@ -1,0 +1,1 @@
+"""Arithmetic on runs that needs no torch."""

@@ -76,8 +76,11 @@ class Launched:
             time.sleep(_POLL_SECONDS)
 
     def finish(self) -> Finished:
-        """Wait for the end."""
-        status = self._process.wait(_TIMEOUT_SECONDS)
+        """Wait for the end. Raises RuntimeError where it does not come."""
+        try:
+            status = self._process.wait(_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"not done in {_TIMEOUT_SECONDS} s\n{self._logs[1].read_text()}") from error
         return Finished(status, *(path.read_text() for path in self._logs))
 
 

@@ -1,0 +1,1 @@
+"""The training run: wiring, feeding, stepping, saving and resuming."""

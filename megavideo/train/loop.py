@@ -11,7 +11,7 @@ from pathlib import Path
 from megavideo.checkpoint.write import Header, write_checkpoint
 from megavideo.config.dump import to_yaml
 from megavideo.config.schema.train import TrainRun
-from megavideo.errors import NumericsError
+from megavideo.errors import DataError, NumericsError
 from megavideo.observe.metrics import MetricsWriter
 from megavideo.observe.plot import plot_loss
 from megavideo.observe.progress import StepResult, TrainingProgress
@@ -118,9 +118,16 @@ class Loop:
         keep = self._config.train.keep_checkpoints
         path = write_checkpoint(self._folder.checkpoints, header, fragments, keep=keep)
         if self._metrics is not None:
-            plot_loss(self._folder.metrics, self._folder.pictures / "loss.png")
             logging.getLogger(__name__).info("saved %s", path)
+            self._plot()
         return path
+
+    def _plot(self) -> None:
+        """A picture that cannot be drawn, as one of no finite loss, ends no run."""
+        try:
+            plot_loss(self._folder.metrics, self._folder.pictures / "loss.png")
+        except (DataError, OSError) as error:
+            logging.getLogger(__name__).warning("no loss plot: %s", error)
 
 
 def _cut(text: str, count: int) -> str:

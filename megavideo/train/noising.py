@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ class TrainBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TrainBatch:
         """On a device, with the model's inputs in its precision."""
-        tensors = {
+        tensors: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in dataclasses.fields(self.pack)
             if isinstance(value := getattr(self.pack, field.name), torch.Tensor)

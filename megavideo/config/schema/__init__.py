@@ -1,0 +1,1 @@
+"""Frozen dataclasses of every setting, one file for each group."""

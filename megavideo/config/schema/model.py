@@ -12,7 +12,12 @@ Modulation = Literal["adaln", "adaln_zero"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of the DiT. `adaln` shares one projection and adds a table per block (Wan); `adaln_zero` projects per block."""
+    """Shape of the DiT.
+
+    `adaln` shares one projection and adds a table per block (Wan); `adaln_zero` projects per block. Two additions that
+    Wan has not: `fps_conditioning` embeds the frame rate with the timestep, and `place_embedding` tells each token its
+    place in its own clip, which rotary positions, being relative, do not.
+    """
 
     layers: int = setting(minimum=1)
     width: int = setting(minimum=8)
@@ -26,6 +31,7 @@ class ModelConfig:
     cross_attn_norm: bool = True
     qk_norm: bool = True
     fps_conditioning: bool = False
+    place_embedding: bool = False
     eps: float = setting(1e-6, above=0.0)
 
     @property
