@@ -68,8 +68,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         value: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no {MANIFEST}: this is no checkpoint. Remedy: give a run folder, or one "
-                              f"{PREFIX}... folder in its checkpoints/") from error
+        raise CheckpointError(
+            f"{folder}: no {MANIFEST}: this is no checkpoint. Remedy: give a run folder, as runs/small, or one "
+            f"{PREFIX}... folder in its checkpoints/"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}). Remedy: use another checkpoint") from error
     try:

@@ -61,11 +61,18 @@ def parse_arguments(words: Sequence[str], options: Sequence[TextOption] = ()) ->
         elif word.startswith("-"):
             known = [*SWITCHES, *by_flag]
             close = nearest(flag, known)
-            remedy = f"did you mean {close}?" if close else f"take one of {', '.join(known)}"
+            remedy = f"did you mean {close}?" if close else _without_dashes(flag, text, known)
             raise ConfigError(flag, text or None, "there is no such option", remedy)
+        elif joined and f"--{flag}" in by_flag:
+            raise ConfigError(flag, text, "is an option, not a setting", f'write --{flag} "{text}"')
         else:
             overrides.append(word)
     return Arguments(frozenset(switches), tuple(overrides), {flag: tuple(given) for flag, given in texts.items()})
+
+
+def _without_dashes(flag: str, text: str, known: Sequence[str]) -> str:
+    setting = f"{flag.lstrip('-')}={text or 'VALUE'}"
+    return f"take one of {', '.join(known)}; a setting is written without dashes, as {setting}"
 
 
 def _next_text(rest: list[str], option: TextOption, known: Sequence[str]) -> str:

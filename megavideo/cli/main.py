@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, cast
 from megavideo import __version__
 from megavideo.cli.arguments import Arguments, parse_arguments, split_verb
 from megavideo.cli.help import general_help, verb_help
-from megavideo.cli.output import leads, set_up_logging, stdout_kept_clean, to_json
+from megavideo.cli.output import launched_as, leads, stdout_kept_clean, to_json
 from megavideo.cli.verb import Verb, find_verb, verb_names
 from megavideo.errors import ConfigError, MegavideoError
 
@@ -66,13 +67,14 @@ def _without_verb(given: Sequence[str]) -> int:
 def _run(verb: Verb, arguments: Arguments) -> int:
     # Imported here, so that --version and a mistyped verb answer at once.
     from megavideo.config.load import load
+    from megavideo.observe.log import configure_logging
 
-    reports = leads(os.environ) or not verb.distributed
-    set_up_logging("verbose" in arguments.switches, reports)
+    rank, num_processes = launched_as(os.environ) if verb.distributed else (0, 1)
+    configure_logging(rank, num_processes, logging.DEBUG if "verbose" in arguments.switches else logging.INFO)
     with stdout_kept_clean():
         cfg = load(verb.schema, verb.primary, arguments.overrides)
         report = verb.run(cfg, arguments.texts)
-    if reports:
+    if rank == 0:
         print(to_json(_report_object(report)) if "json" in arguments.switches else verb.describe(report))
     sys.stdout.flush()
     return 0

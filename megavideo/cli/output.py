@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
-from typing import Any, TextIO
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -38,36 +37,21 @@ def to_json(report: Mapping[str, Any]) -> str:
     return json.dumps(_plain(report), allow_nan=False, ensure_ascii=False)
 
 
-def set_up_logging(verbose: bool, leads: bool) -> None:
-    """Log to standard error: megavideo's progress, and of other libraries warnings only.
-
-    `leads` is false on ranks other than 0, which report warnings only. Repeated calls change the level and add nothing.
-    """
-    root = logging.getLogger()
-    if not any(handler.get_name() == "megavideo-cli" for handler in root.handlers):
-        handler = _StandardError()
-        handler.set_name("megavideo-cli")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-        root.addHandler(handler)
-    root.setLevel(logging.INFO if verbose else logging.WARNING)
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.getLogger("megavideo").setLevel(level if leads else logging.WARNING)
-
-
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the time, because callers of `main` may replace it between calls."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]
-        return sys.stderr
+def launched_as(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, number of processes), as torchrun (`RANK`, `WORLD_SIZE`) or srun (`SLURM_...`) says; (0, 1) alone."""
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in environment:
+            return _number(environment[rank], 0), _number(environment.get(size, ""), 1)
+    return 0, 1
 
 
 def leads(environment: Mapping[str, str]) -> bool:
-    """Whether this process is rank 0, as torchrun (`RANK`) or srun (`SLURM_PROCID`) says; alone it leads."""
-    return environment.get("RANK", environment.get("SLURM_PROCID", "0")).strip() in ("0", "")
+    """Whether this process is rank 0; alone it leads."""
+    return launched_as(environment)[0] == 0
+
+
+def _number(text: str, otherwise: int) -> int:
+    return int(text) if text.strip().isdecimal() else otherwise
 
 
 def _plain(value: Any) -> Any:

@@ -54,6 +54,8 @@ def find_verb(name: str) -> Verb:
     known = verb_names()
     if name not in known:
         close = nearest(name, known)
+        if name in ("help", "version"):
+            close = f"--{name}"
         remedy = f"did you mean `megavideo {close}`?" if close else f"take one of {', '.join(known)}"
         raise ConfigError("verb", name, "there is no such command", remedy)
     verb: Verb = import_module(f"megavideo.cli.verbs.{name}").VERB

@@ -18,6 +18,11 @@ from megavideo.errors import ConfigError
 T = TypeVar("T")
 
 MISSING = "???"
+_EXAMPLES: Mapping[Any, str] = {
+    int: "give a whole number, as {place}=10",
+    float: "give a number, as {place}=0.5",
+    bool: "write {place}=true or {place}=false",
+}
 
 
 def build(schema: type[T], values: Mapping[str, Any], path: str = "") -> T:
@@ -146,7 +151,7 @@ def _sequence(hint: Any, value: Any, place: str, metadata: Mapping[str, Any]) ->
         raise _wrong_type(place, value, hint)
     if len(value) != len(items):
         rule = f"must hold exactly {len(items)} values"
-        raise ConfigError(place, list(value), rule, f"write {place}=[{','.join(['VALUE'] * len(items))}]")
+        raise ConfigError(place, list(value), rule, f"write {place}={_blank(hint)}")
     return tuple(
         _convert(item, element, f"{place}[{position}]", metadata)
         for position, (item, element) in enumerate(zip(items, value, strict=True))
@@ -163,6 +168,11 @@ def _in_range(value: Any, place: str, metadata: Mapping[str, Any]) -> Any:
     return value
 
 
+def _blank(hint: Any) -> str:
+    """What to fill in: `[VALUE,VALUE]` for a pair."""
+    return f"[{','.join(['VALUE'] * len(get_args(hint)))}]" if get_origin(hint) is tuple else "VALUE"
+
+
 def _wrong_type(place: str, value: Any, hint: Any) -> ConfigError:
     inner, _ = unwrap_optional(hint)
     if inner is str and isinstance(value, (int, float)):
@@ -170,6 +180,6 @@ def _wrong_type(place: str, value: Any, hint: Any) -> ConfigError:
     elif inner is int and isinstance(value, float):
         remedy = f"write a whole number, as {place}={round(value) if math.isfinite(value) else 1}"
     else:
-        remedy = f"give {place} a value of that type"
+        remedy = _EXAMPLES.get(inner, "write {place}=" + _blank(inner)).format(place=place)
     given = {str: "text", type(None): "null"}.get(type(value), type(value).__name__)
     return ConfigError(place, value, f"must be {type_name(hint)}, not {given}", remedy)

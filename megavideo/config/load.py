@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from megavideo.config.build import build
 from megavideo.config.find import configs_folder, group_defaults, group_options
-from megavideo.config.names import nearest, sections, walk
+from megavideo.config.names import nearest, required, sections, walk
 from megavideo.config.rules import check
 from megavideo.errors import ConfigError
 
@@ -59,10 +59,13 @@ def _checked(schema: type[Any], folder: Path, primary: str, overrides: Sequence[
     words: list[str] = []
     seen: dict[str, str] = {}
     for text in overrides:
+        if "=" not in text and not text.lstrip().startswith("~"):
+            open_fields = [name for name in required(schema) if not any(t.startswith(f"{name}=") for t in overrides)]
+            raise _no_setting(text, [*settings, *groups], open_fields)
         override = _parse(text)
         key = str(override.key_or_group)
         if key in seen:
-            raise ConfigError(key, text, f"is set twice, first by {seen[key]!r}", "keep one of the two")
+            raise ConfigError(key, _value(override), f"is set twice, first by {seen[key]!r}", "keep one of the two")
         seen[key] = text
         if key in groups:
             words.append(_group_word(folder, key, override, text))
@@ -78,22 +81,33 @@ def _checked(schema: type[Any], folder: Path, primary: str, overrides: Sequence[
 
 
 def _parse(text: str) -> Override:
-    quoting = "write key=value; quote text with commas, brackets or spaces twice, as 'key=\"a, b\"'"
-    if "=" not in text and not text.lstrip().startswith("~"):
-        raise ConfigError(text, None, "is not of the form key=value", quoting)
+    key, _, value = text.partition("=")
+    quoting = f"quote text with commas, brackets or spaces twice, once for the shell: '{key}=\"{value}\"'"
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        key, _, value = text.partition("=")
         raise ConfigError(key, value, f"cannot be parsed ({_first_line(error)})", quoting) from error
     key = str(override.key_or_group)
     if override.is_delete():
         raise ConfigError(key, text, "a setting cannot be removed", f"give it a value, as {key}=null")
     if override.package is not None:
-        raise ConfigError(key, text, "a package cannot be named here", f"write {key}=VALUE")
+        raise ConfigError(key, value, "a package cannot be named here", f"write {key}=VALUE")
     if override.is_sweep_override():
-        raise ConfigError(key, text, "holds several values, and one run takes one", quoting)
+        raise ConfigError(key, value, "holds several values, and one run takes one", f"take one of them, or {quoting}")
     return override
+
+
+def _no_setting(text: str, known: Sequence[str], open_fields: Sequence[str]) -> ConfigError:
+    """For a word without `=`: a key cut from its value, the value of a setting that is still required, or free text."""
+    if text in known:
+        remedy = f"write {text}=VALUE, without spaces around the ="
+    elif text in ("help", "version"):
+        remedy = f"did you mean --{text}?"
+    elif open_fields and text.split() == [text]:
+        remedy = f"did you mean {open_fields[0]}={text}?"
+    else:
+        remedy = "write key=value without spaces around the =, and put quotes around a text of several words"
+    return ConfigError(text, None, "is not of the form key=value", remedy)
 
 
 def _group_word(folder: Path, group: str, override: Override, text: str) -> str:
@@ -103,7 +117,7 @@ def _group_word(folder: Path, group: str, override: Override, text: str) -> str:
         return f"{group}={value}"
     if isinstance(value, dict):
         raise ConfigError(
-            group, text, "is a group, and takes the name of an option", f"set its fields, as {group}.NAME=VALUE"
+            group, value, "is a group, and takes the name of an option", f"set its fields, as {group}.NAME=VALUE"
         )
     close = nearest(str(value), options)
     remedy = f"did you mean {group}={close}?" if close else f"write {group}=NAME with one of them"

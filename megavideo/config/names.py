@@ -30,6 +30,12 @@ def walk(schema: type[Any], prefix: str = "") -> Iterator[FieldInfo]:
             yield FieldInfo(path, hint, field.default, field.metadata)
 
 
+def required(schema: type[Any]) -> list[str]:
+    """Dotted paths of the texts that a user must say: those without a default that come with a remedy."""
+    texts = [field for field in walk(schema) if field.hint is str and field.default is dataclasses.MISSING]
+    return [field.path for field in texts if field.metadata.get("remedy")]
+
+
 def sections(schema: type[Any], prefix: str = "") -> Iterator[str]:
     """Dotted paths of the dataclasses nested in `schema`."""
     hints = get_type_hints(schema)
@@ -53,7 +59,8 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     whole = difflib.get_close_matches(name, pool, n=1, cutoff=0.0 if exact else 0.7)
     if whole:
         return whole[0]
-    part = difflib.get_close_matches(tail, list(last.values()), n=1, cutoff=0.6)
+    # the last part alone says less, and nothing new of a name that has no other part
+    part = difflib.get_close_matches(tail, [end for end in last.values() if end not in known], n=1, cutoff=0.6)
     if not part:
         return None
     return next(candidate for candidate in known if last[candidate] == part[0])

@@ -79,7 +79,7 @@ def open_dataset(uri: str) -> LatentDataset:
     if not storage.exists(DATASET_NAME):
         raise DataError(
             f"{uri}: no {DATASET_NAME}, so this is no dataset or one whose encoding did not finish. "
-            "Remedy: correct data.uri, or run encode with out= this place"
+            "Remedy: give data.uri the out= of `megavideo encode`, or run encode again"
         )
     info = _read_info(uri, storage.read_bytes(DATASET_NAME))
     small = {name: _read_checked(uri, storage, name, info) for name in (MANIFEST_NAME, NULL_TEXT_NAME, INDEX_NAME)}

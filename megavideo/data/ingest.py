@@ -61,7 +61,7 @@ class IngestReport:
     num_read: int
     num_images: int
     num_frames: int
-    seconds: float
+    video_seconds: float
     skipped: tuple[SkippedClip, ...]
     caption_notes: tuple[CaptionNote, ...]
 
@@ -195,7 +195,7 @@ def _read_clips(
         num_read=len(rows),
         num_images=sum(row.is_image for row in rows),
         num_frames=sum(row.frames for row in rows),
-        seconds=round(sum(row.frames / row.fps for row in rows if not row.is_image), 3),
+        video_seconds=round(sum(row.frames / row.fps for row in rows if not row.is_image), 3),
         skipped=tuple(skipped),
         caption_notes=table.notes + table.unknown(set(files)),
     )

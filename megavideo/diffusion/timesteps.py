@@ -24,6 +24,11 @@ def apply_shift(sigma: float, shift: float) -> float:
     return shift * sigma / (1.0 + (shift - 1.0) * sigma)
 
 
+def run_shift(config: DiffusionConfig, grid: Grid) -> float | None:
+    """The shift that a run gives samples of one token grid, in training and in sampling; None for none."""
+    return size_shift(grid) if config.shift_by_size else config.shift
+
+
 def draw_level(config: DiffusionConfig, key: SampleKey, grid: Grid) -> float:
     """The noise level in (0, 1) of one visit of a sample."""
     if config.timesteps == "uniform":
@@ -31,5 +36,5 @@ def draw_level(config: DiffusionConfig, key: SampleKey, grid: Grid) -> float:
     else:
         mean, std = config.logit_mean or 0.0, config.logit_std or 1.0
         level = 1.0 / (1.0 + math.exp(-(mean + std * float(key.normal("timestep", ())))))
-    shift = size_shift(grid) if config.shift_by_size else config.shift
+    shift = run_shift(config, grid)
     return apply_shift(level, shift) if shift is not None else level

@@ -15,6 +15,7 @@ import torch
 from megavideo.config.schema.sample import SampleRun
 from megavideo.data.write_video import write_video
 from megavideo.diffusion.randomness import SampleKey
+from megavideo.diffusion.timesteps import run_shift
 from megavideo.errors import ConfigError
 from megavideo.generate.loaded_run import LoadedRun, load_run
 from megavideo.generate.sampler import Guidance, Prompt, sample_latents
@@ -72,7 +73,8 @@ def sample_videos(
         (cfg.frames, cfg.height, cfg.width), autoencoder.time_ratio, autoencoder.space_ratio, patch
     )
     grid = Grid(latent.t // patch[0], latent.h // patch[1], latent.w // patch[2])
-    scheduler = build_scheduler(cfg.scheduler, run.config.diffusion, cfg.shift)
+    shift = run_shift(run.config.diffusion, grid) if cfg.shift is None else cfg.shift
+    scheduler = build_scheduler(cfg.scheduler, run.config.diffusion, shift)
     device = next(run.model.parameters()).device
     scheduler.set_timesteps(cfg.steps, device=device)
     texts = run.encoders.text_encoder.encode([*prompts, negative])

@@ -22,7 +22,7 @@ _DDPM = ("ddim", "unipc", "dpm")
 def build_scheduler(name: str, diffusion: DiffusionConfig, shift: float | None) -> Any:
     """A scheduler with `set_timesteps`, `timesteps` and `step`.
 
-    `shift` moves a flow sampler's levels towards noise; None takes the training shift, or 1. Raises ConfigError for a
+    `shift` moves a flow sampler's levels towards noise; None moves none. Raises ConfigError for a
     sampler that does not fit the run's objective.
     """
     legal: tuple[str, ...] = _FLOW if diffusion.objective == "flow" else _DDPM
@@ -37,7 +37,7 @@ def build_scheduler(name: str, diffusion: DiffusionConfig, shift: float | None) 
             f"take one of {', '.join(legal)}",
         )
     if diffusion.objective == "flow":
-        return _flow(name, shift if shift is not None else diffusion.shift or 1.0)
+        return _flow(name, 1.0 if shift is None else shift)
     if shift is not None:
         raise ConfigError("shift", shift, "has no effect on a run with diffusion.objective=ddpm", "leave it out")
     kinds = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler, "dpm": DPMSolverMultistepScheduler}

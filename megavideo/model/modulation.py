@@ -55,9 +55,7 @@ class _GatedAdd(torch.autograd.Function):
         return grad, ctx.rows.scale(grad, gate), ctx.rows.gather_sum(grad * branch), None
 
 
-def norm_modulate(
-    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, rows: Rows, eps: float
-) -> torch.Tensor:
+def norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, rows: Rows, eps: float) -> torch.Tensor:
     """LayerNorm(x) * (1 + scale) + shift: x [N, D]; shift and scale [R, D] (DiT, Peebles and Xie 2023)."""
     out: torch.Tensor = _NormModulate.apply(x, shift, scale, rows, eps)
     return out

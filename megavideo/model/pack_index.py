@@ -15,8 +15,8 @@ class PackIndex:
     """Indices of one pack.
 
     segment [N]: the token's segment (the last one for padding); position [N, 3]: its place (t, y, x) in the segment's
-    grid; place [N, 3]: the same in 0..1, relative to the grid; row [N]: its row of the conditioning table, `segment`, or `K + segment` where the token is given (clean);
-    `video` and `text` delimit the segments of the two packed axes.
+    grid; place [N, 3]: the same in 0..1, relative to the grid; row [N]: its row of the conditioning table, `segment`,
+    or `K + segment` where the token is given (clean); `video` and `text` delimit the segments of the two packed axes.
     """
 
     segment: torch.Tensor

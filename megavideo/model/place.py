@@ -1,4 +1,4 @@
-"""Where a token stands in its own clip, as numbers for a linear layer: relative to the clip's length, height and width."""
+"""Where a token stands in its own clip, relative to its length, height and width, as numbers for a linear layer."""
 
 from __future__ import annotations
 

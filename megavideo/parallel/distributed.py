@@ -71,7 +71,7 @@ def process_group() -> Iterator[Launch]:
     if has_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
-    logging.getLogger(__name__).info("%d processes, %s", world_size, device.type)
+    logging.getLogger(__name__).info("processes: %d, device: %s", world_size, device.type)
     try:
         yield Launch(rank, local_rank, world_size, device)
     finally:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -28,6 +28,21 @@ class StepOutcome:
     applied: bool
 
 
+class BaseOptimizer(Protocol):
+    """A torch optimizer whose states can be made before its first update, to be filled from a checkpoint."""
+
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def state(self) -> MutableMapping[torch.Tensor, Any]:
+        """The states of each parameter, by name."""
+        ...
+
+    def create_state(self) -> None:
+        """Make the states of every parameter, at zero steps."""
+        ...
+
+
 class Engine:
     """A model under data parallelism with ZeRO 0 or 1.
 
@@ -38,7 +53,7 @@ class Engine:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        optimizer: Callable[[nn.Module], BaseOptimizer],
         layout: Layout,
         *,
         precision: str,
@@ -46,7 +61,7 @@ class Engine:
         clip: float | None,
     ) -> None:
         deepspeed = _import_deepspeed()
-        self.base_optimizer = optimizer(model)
+        self.base_optimizer: BaseOptimizer = optimizer(model)
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": micro_steps,

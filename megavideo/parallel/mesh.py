@@ -31,8 +31,8 @@ class ProcessMesh:
         dp = layout.dp if layout.dp is not None else max(1, world_size // model_size)
         if dp * model_size != world_size:
             raise TopologyError(
-                f"layout {layout.format()} needs {dp * model_size} processes (tp {layout.tp} x cp {layout.cp} x dp {dp} "
-                f"x pp {layout.pp}), and {world_size} were started. Remedy: start that many, or change layout="
+                f"layout {layout.format()} needs {dp * model_size} processes (tp {layout.tp} x cp {layout.cp} x "
+                f"dp {dp} x pp {layout.pp}), and {world_size} were started. Remedy: start that many, or change layout="
             )
         return cls(rank, layout.tp, layout.cp, dp, layout.pp)
 

@@ -36,7 +36,14 @@ class Launched:
     def __init__(self, module: str, words: Sequence[str], logs: Path, *, processes: int = 1) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = (logs / "out.txt", logs / "err.txt")
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port())]
+        torchrun = [
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            "--master-port",
+            str(free_port()),
+        ]
         command = [sys.executable, *(torchrun if processes > 1 else []), "-m", module, *words]
         environment = {name: value for name, value in os.environ.items() if name not in _LAUNCH_VARIABLES}
         environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}

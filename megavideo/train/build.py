@@ -96,4 +96,3 @@ def _check_dataset(config: TrainRun, dataset: LatentDataset) -> None:
             f"the dataset {dataset.uri} was cut to sizes that patch {info.patch} divides",
             f"set model.patch={list(info.patch)}, or encode again with patch={list(model.patch)}",
         )
-

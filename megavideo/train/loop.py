@@ -132,7 +132,9 @@ class Loop:
 
 def _cut(text: str, count: int) -> str:
     parts = text.split("), ")
-    return text if count <= _NAMED_SUSPECTS else "), ".join(parts[:_NAMED_SUSPECTS]) + f") and {count - _NAMED_SUSPECTS} more"
+    if count <= _NAMED_SUSPECTS:
+        return text
+    return "), ".join(parts[:_NAMED_SUSPECTS]) + f") and {count - _NAMED_SUSPECTS} more"
 
 
 def _mean(values: list[float]) -> float:

@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,7 +61,7 @@ def timed(step: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) ->
 
 def ratio(sizes: list[tuple[int, int, int]], dtype: torch.dtype, pairs: int) -> dict[str, float]:
     """Median, minimum and maximum of the paired speed ratio for clips of one shape."""
-    config = replace(load(TrainRun, "train", ["run=small", "data.uri=unused"]).model)
+    config = load(TrainRun, "train", ["run=small", "data.uri=unused"]).model
     torch.manual_seed(0)
     reference = WanTransformer3DModel(**wan_config(config)).to(dtype)
     ours = DiT(config, LocalLayers()).to(dtype)

@@ -111,10 +111,11 @@ def _prepare(cfg: DemoRun, places: _Places) -> None:
     from megavideo.config.load import load
     from megavideo.data.ingest import ingest
     from megavideo.encoders.encode import encode
+    from megavideo.evaluation.shapes.render import AREA_PIXELS, CLIP_FRAMES
 
     ingest(load(IngestRun, "ingest", [f"src={places.corpus}", f"out={places.clips}"]))
-    area = cfg.height * cfg.width
-    encode(load(EncodeRun, "encode", [f"src={places.clips}", f"out={places.latents}", f"area={area}"]))
+    settings = [f"src={places.clips}", f"out={places.latents}", f"area={AREA_PIXELS}", f"max_frames={max(CLIP_FRAMES)}"]
+    encode(load(EncodeRun, "encode", settings))
 
 
 def _train(cfg: DemoRun, places: _Places) -> None:

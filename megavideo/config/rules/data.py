@@ -17,7 +17,7 @@ def cache_belongs_to_store(cfg: TrainRun) -> None:
 def uri_is_folder_or_s3(cfg: TrainRun) -> None:
     """Of the stores only S3 is spoken."""
     uri = cfg.data.uri
-    if "://" in uri and not uri.startswith("s3://"):
+    if ("://" in uri or uri.startswith("s3:")) and not uri.startswith("s3://"):
         raise ConfigError("data.uri", uri, "must be a folder or an s3:// prefix", "take s3://BUCKET/PREFIX or a path")
 
 

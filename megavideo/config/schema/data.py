@@ -16,7 +16,7 @@ class DataConfig:
     from a store are kept; it must be unset for a folder.
     """
 
-    uri: str = setting()
+    uri: str = setting(remedy="VALUE is the folder or s3:// prefix that `megavideo encode` wrote")
     tokens_per_pack: int = setting(minimum=1)
     max_segments: int = setting(64, minimum=1)
     text_tokens_per_pack: int = setting(minimum=1)

@@ -10,7 +10,7 @@ from megavideo.config.schema.field import setting
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its schedule and its moving average. `ema_decay` None keeps no average; `min_lr_ratio` belongs to cosine."""
+    """AdamW, its schedule and its average. `ema_decay` None keeps no average; `min_lr_ratio` belongs to cosine."""
 
     lr: float = setting(above=0.0, maximum=1.0, remedy="AdamW on a DiT usually takes 1e-5 to 2e-3")
     betas: tuple[float, float] = (0.9, 0.95)

@@ -16,8 +16,8 @@ class IngestRun:
     `captions.jsonl` beside the clips, then sidecar `.txt` and `.json`). `out` receives `clips.jsonl` and `report.json`.
     """
 
-    src: str
-    out: str
+    src: str = setting(remedy="VALUE is a clip or a folder of clips")
+    out: str = setting(remedy="VALUE is the folder that the list of clips is written to")
     captions: str | None = None
 
 
@@ -59,8 +59,8 @@ class EncodeRun:
     `out` is a folder or an `s3://` prefix.
     """
 
-    src: str
-    out: str
+    src: str = setting(remedy="VALUE is a folder of clips, or one that `megavideo ingest` wrote")
+    out: str = setting(remedy="VALUE is the folder or s3:// prefix that the dataset is written to")
     area: int = setting(minimum=256)
     max_frames: int = setting(minimum=1)
     patch: tuple[int, int, int] = (1, 2, 2)

@@ -17,8 +17,8 @@ class SampleRun:
     dataset's most common rate; `shift` None takes the run's own.
     """
 
-    ckpt: str
-    out: str
+    ckpt: str = setting(remedy="VALUE is a run folder that `megavideo train` wrote, as runs/small")
+    out: str = setting(remedy="VALUE is an .mp4 file, or a folder for several prompts")
     weights: Literal["ema", "raw"] = "ema"
     scheduler: Literal["euler", "unipc", "dpm", "ddim"] = "euler"
     steps: int = setting(30, minimum=1)

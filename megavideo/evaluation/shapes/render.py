@@ -13,10 +13,11 @@ import numpy as np
 from megavideo.evaluation.shapes.spec import DIRECTION, RGB, Combination, Shape
 
 CLIP_SIZES = ((64, 64), (48, 80), (80, 48))  # height, width: one area and three aspect ratios, all multiples of 16
+AREA_PIXELS = 64 * 64  # the largest area among them
 CLIP_FRAMES = (13, 17, 21)  # 1 + 4n, as a causal autoencoder takes them
 CLIP_RATES = (8.0, 12.0, 16.0)
 
-_DIAMETER_PIXELS = (18.0, 26.0)
+_DIAMETER_PIXELS = (22.0, 30.0)
 _MAX_SPEED_PIXELS = 6.0  # per frame
 _MIN_TRAVEL_SHARE = 0.85  # of the way that the picture leaves
 _BACKGROUND_LEVELS = (14.0, 34.0)
