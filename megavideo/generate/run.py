@@ -87,9 +87,14 @@ def sample_videos(
 def output_files(cfg: SampleRun, prompts: Sequence[str]) -> tuple[list[Path], Path]:
     """Where the videos and the contact sheet go. Raises ConfigError where `out` does not fit the number of prompts."""
     out = Path(cfg.out)
+    for place in out.parents:
+        if place.exists() and not place.is_dir():
+            raise ConfigError("out", cfg.out, f"{place} is a file, and a folder is needed", "name another place")
     if len(prompts) == 1:
-        if out.suffix != ".mp4":
-            raise ConfigError("out", cfg.out, "one prompt is written to one .mp4 file", "give a name that ends in .mp4")
+        if out.suffix != ".mp4" or out.is_dir():
+            rule = "one prompt is written to one .mp4 file"
+            name = out / "NAME.mp4" if out.is_dir() else f"{out}.mp4"
+            raise ConfigError("out", cfg.out, rule, f"give a name that ends in .mp4, as out={name}")
         return [out], out.with_suffix(".png")
     if out.suffix or out.is_file():
         raise ConfigError("out", cfg.out, f"{len(prompts)} prompts are written to a folder", "give a folder's name")

@@ -56,9 +56,9 @@ def train(config: TrainRun) -> TrainReport:
 def _train(config: TrainRun, launch: Launch) -> TrainReport:
     place = RunFolder(Path(config.output) / config.name)
     _check_output(config, place)
-    parts = build_parts(config, launch)
     if place.config.exists():
         check_same_run(config, place.config)
+    parts = build_parts(config, launch)
     _check_same_dataset(place, parts.dataset)
     dist.barrier()  # every rank has read the old settings before the first one replaces them
     if launch.rank == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -82,6 +83,25 @@ def test_only_rank_0_reports(
     assert bool(capfd.readouterr().out) is shown
 
 
+def test_progress_goes_to_standard_error_once(
+    room: Callable[..., None], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(cfg: Any) -> None:
+        logging.getLogger("megavideo.train.run").info("at work")
+        logging.getLogger("megavideo.train.run").debug("in detail")
+
+    room("megavideo.train.run", "train", train)
+    assert main(TRAIN) == main(TRAIN) == 0
+    out, err = capfd.readouterr()
+    assert (out, err.count("at work"), err.count("in detail")) == ("done\ndone\n", 2, 0)
+    assert main([*TRAIN, "-v"]) == 0
+    assert "in detail" in capfd.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(TRAIN) == 0
+    assert capfd.readouterr() == ("", "")
+
+
 def test_free_text_is_never_parsed(
     room: Callable[..., None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,10 +133,18 @@ def test_free_text_is_never_parsed(
         (["--jsn"], "--jsn"),
         (["trian"], "megavideo train"),
         (["xyzzy"], "ingest, encode, train, sample"),
-        (["train"], "data.uri"),
+        (["train"], "data.uri=VALUE; VALUE is the folder or s3:// prefix that `megavideo encode` wrote"),
         (["train", "data.uri=a", "optim.lrr=1"], "optim.lr?"),
         (["train", "data.uri=a", "--prompt", "x"], "--prompt"),
         (["train", "--version"], "--version"),
+        (["train", "latents"], "did you mean data.uri=latents?"),
+        (["train", "help"], "did you mean --help?"),
+        (["help"], "did you mean `megavideo --help`?"),
+        (["train", "data.uri", "=", "latents"], "write data.uri=VALUE, without spaces"),
+        (["train", "--data.uri=latents"], "without dashes, as data.uri=latents"),
+        (["encode", "src=a", "out=b", "--overwrite"], "without dashes, as overwrite=VALUE"),
+        (["sample", "ckpt=a", "out=b", "prompt=a ball"], 'write --prompt "a ball"'),
+        (["sample", "ckpt=a", "out=b", "--prompt", "a", "ball"], "quotes around a text of several words"),
         (["sample", "ckpt=a", "out=b"], "--prompt TEXT"),
         (["sample", "ckpt=a", "out=b", "--prompt"], "needs TEXT"),
         (["sample", "ckpt=a", "out=b", "--prompt", "--verbose"], "needs TEXT"),

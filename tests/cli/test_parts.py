@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from megavideo.cli.arguments import parse_arguments, split_verb
 from megavideo.cli.describe import describe_fields
-from megavideo.cli.output import leads, set_up_logging, stdout_kept_clean, to_json
+from megavideo.cli.output import launched_as, leads, stdout_kept_clean, to_json
 from megavideo.cli.verb import TextOption, find_verb, verb_names
 from megavideo.errors import ConfigError
 
@@ -84,19 +83,11 @@ def test_rank_0_leads(environment: dict[str, str], expected: bool) -> None:
     assert leads(environment) is expected
 
 
-def test_logging_is_set_up_once() -> None:
-    root = logging.getLogger()
-    before = root.level, logging.getLogger("megavideo").level, list(root.handlers)
-    try:
-        set_up_logging(verbose=False, leads=True)
-        count = len(root.handlers)
-        set_up_logging(verbose=True, leads=False)
-        assert len(root.handlers) == count
-        assert logging.getLogger("megavideo").level == logging.WARNING
-    finally:
-        root.setLevel(before[0])
-        logging.getLogger("megavideo").setLevel(before[1])
-        root.handlers[:] = before[2]
+def test_the_number_of_processes_is_read() -> None:
+    assert launched_as({}) == (0, 1)
+    assert launched_as({"RANK": "1", "WORLD_SIZE": "4", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == (1, 4)
+    assert launched_as({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}) == (3, 8)
+    assert launched_as({"RANK": ""}) == (0, 1)
 
 
 def test_each_verb_says_what_it_is() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from megavideo.data.dataset import open_dataset
 from megavideo.data.shards import ShardReader
 from megavideo.errors import DataError
 from megavideo.testing.dataset import write_dataset
+from tests.data.test_storage import s3_bucket  # noqa: F401 - a fixture
 
 
 def reader(uri: str, cache: Path | None = None) -> ShardReader:
@@ -48,7 +47,8 @@ def spoil(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "words"), [("flipped", "damaged"), ("truncated", "damaged"), ("empty", "damaged"), ("missing", "cannot be read")]
+    ("how", "words"),
+    [("flipped", "damaged"), ("truncated", "damaged"), ("empty", "damaged"), ("missing", "cannot be read")],
 )
 def test_a_bad_shard_is_named(tmp_path: Path, how: str, words: str) -> None:
     write_dataset(str(tmp_path), 30, shard_bytes=4096)
@@ -112,7 +112,7 @@ def test_one_damaged_download_is_tried_again_and_a_damaged_store_is_named(tmp_pa
     dataset, _ = remote(tmp_path / "always", damaged=99)
     with pytest.raises(DataError, match=r"shard\.00000\.mds: shard is damaged"):
         ShardReader(dataset, tmp_path / "cache").read(0)  # type: ignore[arg-type]
-    other = [path for path in (tmp_path / "cache").rglob("*.mds")]
+    other = list((tmp_path / "cache").rglob("*.mds"))
     assert len(other) == 1  # the bad file did not stay
 
 
@@ -122,18 +122,10 @@ def test_a_store_needs_a_cache(tmp_path: Path) -> None:
         ShardReader(dataset, None)  # type: ignore[arg-type]
 
 
-def test_s3_through_the_cache(tmp_path: Path) -> None:
-    base = os.environ.get("MEGAVIDEO_TEST_S3")
-    if not base:
-        pytest.skip("no object store: set MEGAVIDEO_TEST_S3=s3://BUCKET/PREFIX with S3_ENDPOINT_URL and AWS_*")
-    uri = f"{base.rstrip('/')}/{uuid.uuid4().hex}"
-    try:
-        write_dataset(uri, 6)
-        first = reader(uri, tmp_path).read(2)
-        (cached,) = tmp_path.rglob("shard.00000.mds")
-        spoil(cached, "flipped")
-        assert torch.equal(reader(uri, tmp_path).read(2).latent, first.latent)
-    finally:
-        storage = open_dataset(uri).storage
-        for name in storage.list():
-            storage.delete(name)
+def test_s3_through_the_cache(s3_bucket: str, tmp_path: Path) -> None:  # noqa: F811
+    uri = f"{s3_bucket}/latents"
+    write_dataset(uri, 6)
+    first = reader(uri, tmp_path).read(2)
+    (cached,) = tmp_path.rglob("shard.00000.mds")
+    spoil(cached, "flipped")
+    assert torch.equal(reader(uri, tmp_path).read(2).latent, first.latent)

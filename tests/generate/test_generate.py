@@ -1,0 +1,209 @@
+"""Sampling from a run folder: independence of prompts, guidance, sizes, schedulers, weights and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megavideo.config.schema.sample import SampleRun
+from megavideo.config.schema.train import TrainRun
+from megavideo.diffusion.randomness import SampleKey
+from megavideo.errors import CheckpointError, ConfigError
+from megavideo.generate.loaded_run import LoadedRun, load_run
+from megavideo.generate.run import output_files, sample, sample_videos
+from megavideo.generate.sampler import Guidance, Prompt, sample_latents
+from megavideo.generate.schedulers import build_scheduler
+from megavideo.generate.sizes import covering_latent
+from megavideo.testing.saved_run import write_run
+from megavideo.testing.settings import micro_config
+from megavideo.types import Grid
+
+PROMPTS = ["a red shape", "a blue shape, moving", "a green shape"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> TrainRun:
+    config = micro_config(name="flow", output=tmp_path_factory.mktemp("runs"), data__uri="gone", optim__ema_decay=0.9)
+    write_run(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(flow: TrainRun) -> LoadedRun:
+    return opened(flow)
+
+
+def opened(config: TrainRun, weights: str = "ema", dtype: torch.dtype = torch.float32) -> LoadedRun:
+    return load_run(Path(config.output) / config.name, weights=weights, dtype=dtype, device=CPU)
+
+
+def settings(**given: Any) -> SampleRun:
+    base: dict[str, Any] = {"ckpt": "run", "out": "a.mp4", "steps": 4, "frames": 5, "height": 16, "width": 32}
+    return SampleRun(**base | given)
+
+
+def videos(run: LoadedRun, prompts: list[str] = PROMPTS[:1], negative: str = "", first: int = 0, **given: Any) -> Any:
+    return np.stack(sample_videos(run, settings(**given), prompts, negative, first=first)).astype(int)
+
+
+def differs(one: np.ndarray, two: np.ndarray) -> bool:
+    return float(np.abs(one - two).mean()) > 0.5
+
+
+def test_a_prompt_does_not_depend_on_the_others(run: LoadedRun) -> None:
+    together = videos(run, PROMPTS)
+    for place, prompt in enumerate(PROMPTS):
+        alone = videos(run, [prompt], first=place)
+        assert np.abs(together[place] - alone[0]).max() <= 1  # of 255
+    assert differs(together[0], together[1])
+    others = videos(run, [PROMPTS[0], "something else, of more words", "and more"])
+    assert np.abs(together[0] - others[0]).max() <= 1
+
+
+def test_guidance(run: LoadedRun) -> None:
+    results = {scale: videos(run, guidance=scale) for scale in (0.0, 0.5, 1.0, 5.0)}
+    for one, two in ((0.0, 0.5), (0.5, 1.0), (1.0, 5.0)):
+        assert differs(results[one], results[two])
+    # 0 is the negative prompt alone, 1 the prompt alone
+    assert np.abs(results[0.0] - videos(run, [""], guidance=1.0)).max() <= 1
+    assert np.array_equal(results[1.0], videos(run, negative="a blue shape", guidance=1.0))
+    assert np.abs(videos(run, [""], guidance=7.0) - videos(run, [""], guidance=1.0)).max() <= 1
+
+
+def test_guidance_goes_from_the_negative_prompt_through_the_prompt(run: LoadedRun) -> None:
+    text, negative = run.encoders.text_encoder.encode(["a red shape", "a blue shape"])
+    results = {}
+    for scale in (0.0, 1.0, 4.0):
+        scheduler = build_scheduler("euler", run.config.diffusion, None)
+        scheduler.set_timesteps(1)  # one step is linear in the prediction
+        prompt, guidance = Prompt(text, SampleKey(0, "a", 0)), Guidance(scale, negative)
+        (results[scale],) = sample_latents(run.model, scheduler, [prompt], guidance, Grid(2, 1, 2), (1, 2, 2), 8.0)
+    assert (results[1.0] - results[0.0]).abs().max() > 1e-2
+    expected = results[0.0] + 4.0 * (results[1.0] - results[0.0])  # Ho and Salimans 2022
+    assert torch.allclose(results[4.0], expected, atol=1e-4)
+
+
+def test_the_negative_prompt_matters(run: LoadedRun) -> None:
+    assert differs(videos(run, guidance=5.0), videos(run, negative="a blue shape", guidance=5.0))
+
+
+def test_seeds_reproduce(run: LoadedRun) -> None:
+    assert np.array_equal(videos(run, seed=3), videos(run, seed=3))
+    assert differs(videos(run, seed=3), videos(run, seed=4))
+    both = videos(run, [PROMPTS[0]] * 2)
+    assert differs(both[0], both[1])  # two places, two samples
+
+
+def test_weights(flow: TrainRun, run: LoadedRun) -> None:
+    assert differs(videos(run), videos(opened(flow, "raw")))
+    assert np.abs(videos(opened(flow, dtype=torch.bfloat16)) - videos(run)).mean() < 8
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "unipc", "dpm"])
+def test_flow_schedulers_agree_with_many_steps(run: LoadedRun, scheduler: str) -> None:
+    fine = videos(run, steps=200, guidance=1.0)
+    result = videos(run, scheduler=scheduler, steps=40, guidance=1.0)
+    assert np.abs(result - fine).mean() < 4
+    assert differs(videos(run, scheduler=scheduler), videos(run, scheduler=scheduler, shift=5.0))
+
+
+DDPM = [("epsilon", False, ("ddim", "unipc", "dpm")), ("v", False, ("ddim", "unipc", "dpm")), ("v", True, ("ddim",))]
+
+
+@pytest.mark.parametrize(("prediction", "zero_terminal", "legal"), DDPM)
+def test_ddpm_schedulers(tmp_path: Path, prediction: str, zero_terminal: bool, legal: tuple[str, ...]) -> None:
+    config = micro_config(
+        output=tmp_path,
+        data__uri="gone",
+        diffusion="ddpm",
+        diffusion__prediction=prediction,
+        diffusion__zero_terminal_snr=str(zero_terminal).lower(),
+    )
+    write_run(config)
+    run = opened(config)
+    for scheduler in ("euler", "unipc", "dpm", "ddim"):
+        if scheduler in legal:
+            assert videos(run, scheduler=scheduler, steps=6).std() > 1
+            continue
+        with pytest.raises(ConfigError, match=f"scheduler='{scheduler}'.*take one of {', '.join(legal)}"):
+            videos(run, scheduler=scheduler)
+    with pytest.raises(ConfigError, match=r"shift=3\.0: has no effect"):
+        videos(run, scheduler=legal[-1], shift=3.0)
+
+
+def test_flow_takes_no_ddim(run: LoadedRun) -> None:
+    with pytest.raises(ConfigError, match=r"scheduler='ddim'.*take one of euler, unipc, dpm"):
+        videos(run, scheduler="ddim")
+
+
+def test_the_runs_own_shift_is_taken(run: LoadedRun) -> None:
+    shifted = dataclasses.replace(run.config.diffusion, shift=3.0)
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, diffusion=shifted))
+    assert np.array_equal(videos(other), videos(run, shift=3.0))
+    assert np.array_equal(videos(other, shift=1.0), videos(run))
+
+
+def test_a_shift_by_size_is_taken_too(run: LoadedRun) -> None:
+    by_size = dataclasses.replace(run.config.diffusion, shift_by_size=True)
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, diffusion=by_size))
+    # two latent frames of 1 x 2 tokens: below 256 tokens a frame, so that only the frames count
+    assert np.array_equal(videos(other), videos(run, shift=2**0.5))
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 16, 16), (2, 17, 30), (7, 18, 50), (5, 1, 1), (6, 33, 16)])
+def test_any_size_is_written_exactly(flow: TrainRun, tmp_path: Path, frames: int, height: int, width: int) -> None:
+    place = {"ckpt": f"{flow.output}/flow", "out": str(tmp_path / "deep" / "a.mp4")}
+    cfg = settings(**place, frames=frames, height=height, width=width, steps=2)
+    report = sample(cfg, PROMPTS[:1], "")
+    assert report.files == (cfg.out,) and report.step == 5 and report.weights == "ema"
+    with av.open(cfg.out) as container:
+        stream = container.streams.video[0]
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        assert float(stream.average_rate) == 8.0
+    assert np.stack(decoded).shape == (frames, height, width, 3)
+    assert Image.open(report.contact_sheet).size[0] > 0
+
+
+def test_several_prompts_go_to_a_folder(flow: TrainRun, tmp_path: Path) -> None:
+    place = {"ckpt": f"{flow.output}/flow/checkpoints", "out": str(tmp_path / "out")}
+    cfg = settings(**place, prompts_per_batch=2, steps=2, fps=12.0)
+    report = sample(cfg, PROMPTS, "")
+    assert [Path(path).name for path in report.files] == [
+        "000_a-red-shape.mp4",
+        "001_a-blue-shape-moving.mp4",
+        "002_a-green-shape.mp4",
+    ]
+    assert all(Path(path).stat().st_size > 0 for path in (*report.files, report.contact_sheet))
+    with av.open(report.files[2]) as container:
+        assert float(container.streams.video[0].average_rate) == 12.0
+
+
+def test_places_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ends in \.mp4"):
+        output_files(settings(out="folder"), ["one"])
+    with pytest.raises(ConfigError, match="give a folder's name"):
+        output_files(settings(out="a.mp4"), ["one", "two"])
+
+
+def test_sizes() -> None:
+    assert covering_latent((1, 16, 16), 4, 8, (1, 2, 2)) == Grid(1, 2, 2)
+    assert covering_latent((2, 17, 33), 4, 8, (1, 2, 2)) == Grid(2, 4, 6)
+    assert covering_latent((5, 16, 16), 4, 8, (1, 2, 2)) == Grid(2, 2, 2)
+    assert covering_latent((6, 16, 16), 4, 8, (2, 2, 2)) == Grid(4, 2, 2)
+
+
+def test_runs_that_cannot_be_opened(flow: TrainRun, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        sample(settings(ckpt=str(tmp_path / "gone")), PROMPTS[:1], "")
+    config = micro_config(name="bare", output=tmp_path, data__uri="gone")
+    (write_run(config) / "sampling.json").unlink()
+    with pytest.raises(CheckpointError, match=r"sampling\.json: cannot be read"):
+        opened(config)

@@ -1,0 +1,143 @@
+"""Training runs shared by the tests of this folder: one start of processes for each number of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
+from megavideo.testing.dataset import write_dataset
+from megavideo.testing.settings import micro_words
+from megavideo.testing.train_cases import Case, Failure, Outcome, run_cases
+from megavideo.types import Grid
+
+STEPS = 24
+BAD_SAMPLE = 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """Folders of the tests: datasets, run folders and logs."""
+
+    root: Path
+
+    @property
+    def latents(self) -> Path:
+        """A dataset without faults."""
+        return self.root / "latents"
+
+    def words(self, name: str, data: str = "latents", **settings: Any) -> list[str]:
+        """Words of a run called `name` on one of the datasets."""
+        return micro_words(name=name, output=self.root / "runs", data__uri=self.root / data, **settings)
+
+    def run(self, name: str) -> Path:
+        """Its run folder."""
+        return self.root / "runs" / name
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Its metrics."""
+        return [json.loads(line) for line in (self.run(name) / "metrics.jsonl").read_text().splitlines()]
+
+    def losses(self, name: str) -> list[float]:
+        """Loss of each step, NaN where it was not finite; each step is there once and in order."""
+        rows = self.rows(name)
+        assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+        return [math.nan if row["loss"] is None else row["loss"] for row in rows]
+
+    def reader(self, name: str, step: int | None = None) -> CheckpointReader:
+        """A checkpoint of it: the newest, or that of a step."""
+        checkpoints = self.run(name) / "checkpoints"
+        return CheckpointReader(find_checkpoint(checkpoints) if step is None else checkpoints / f"step_{step:08d}")
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Folders with the datasets written."""
+    place = Place(tmp_path_factory.mktemp("train"))
+    write_dataset(str(place.latents), 18)
+    write_dataset(str(place.root / "spoiled"), 8, grids=(Grid(2, 4, 4), Grid(1, 6, 4)), bad={BAD_SAMPLE: math.inf})
+    write_dataset(str(place.root / "hopeless"), 4, grids=(Grid(2, 4, 4),), bad=dict.fromkeys(range(4), math.nan))
+    write_dataset(str(place.root / "two"), 2, grids=(Grid(2, 4, 4), Grid(1, 8, 4)), flat=True)
+    return place
+
+
+def parity_words(place: Place, name: str, layout: str, **settings: Any) -> list[str]:
+    """One run that every layout must do alike: four packs a step."""
+    given = {"train__packs_per_step": 4, "train__steps": STEPS, "train__checkpoint_every": 7, **settings}
+    return place.words(name, layout=layout, **given)
+
+
+def _spoiled(place: Place, name: str, layout: str, **settings: Any) -> list[str]:
+    kept = {"train__checkpoint_every": 1, "train__keep_checkpoints": 100, "train__steps": 9}
+    small = {"data__tokens_per_pack": 16, "data__max_segments": 2, **kept}
+    return place.words(name, "spoiled", layout=layout, **small, **settings)
+
+
+def _hopeless(place: Place, name: str, layout: str) -> list[str]:
+    return place.words(name, "hopeless", layout=layout, data__tokens_per_pack=16, train__max_skipped=3)
+
+
+def _failing(place: Place, name: str, where: str, rank: int) -> list[Case]:
+    """A run whose second save fails on one rank, and the same command again."""
+    words = place.words(name, layout="dp2-zero1", train__checkpoint_every=2)
+    return [Case(words, Failure(f"megavideo.checkpoint.write.{where}", rank, 2)), Case(words)]
+
+
+@pytest.fixture(scope="session")
+def on_two(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
+    """Outcomes, by rank, of the runs on two processes; the second start of a run has ` again` after its name."""
+    cases = {
+        "two_zero1": Case(parity_words(place, "two_zero1", "dp2-zero1")),
+        "two_zero0": Case(parity_words(place, "two_zero0", "dp2-zero0")),
+        "two_bf16": Case(parity_words(place, "two_bf16", "dp2-zero1", train__precision="bf16")),
+        "moved": Case(parity_words(place, "moved", "dp2-zero1", train__steps=10)),
+        "spoiled_zero0": Case(_spoiled(place, "spoiled_zero0", "dp2-zero0")),
+        "spoiled_zero1": Case(_spoiled(place, "spoiled_zero1", "dp2-zero1")),
+        "unclipped_zero0": Case(_spoiled(place, "unclipped_zero0", "dp2-zero0", optim__clip=None)),
+        "unclipped_zero1": Case(_spoiled(place, "unclipped_zero1", "dp2-zero1", optim__clip=None)),
+        "spoiled_bf16": Case(_spoiled(place, "spoiled_bf16", "dp2-zero1", train__precision="bf16")),
+        "hopeless_zero0": Case(_hopeless(place, "hopeless_zero0", "dp2-zero0")),
+        "hopeless_zero1": Case(_hopeless(place, "hopeless_zero1", "dp2-zero1")),
+    }
+    for name, where, rank in (("file", "save_file", 1), ("folder", "_prepare", 0), ("manifest", "_write_flushed", 0)):
+        cases[f"{name}_fails"], cases[f"{name}_fails again"] = _failing(place, f"{name}_fails", where, rank)
+    outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("on_two"), processes=2)
+    return dict(zip(cases, outcomes, strict=True))
+
+
+@pytest.fixture(scope="session")
+def on_one(
+    place: Place, on_two: dict[str, list[Outcome]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Outcome]]:
+    """Outcomes of the runs on one process; `moved` goes on from what two processes left."""
+    learning = {"train__steps": 60, "optim__lr": 4e-3, "data__tokens_per_pack": 16, "train__packs_per_step": 1}
+    cases = {
+        "one_zero0": Case(parity_words(place, "one_zero0", "zero0")),
+        "one_zero1": Case(parity_words(place, "one_zero1", "zero1")),
+        "one_bf16": Case(parity_words(place, "one_bf16", "zero1", train__precision="bf16")),
+        "one_recomputed": Case(parity_words(place, "one_recomputed", "zero1", train__recompute="full")),
+        "moved": Case(parity_words(place, "moved", "zero0")),
+        "learning": Case(place.words("learning", "two", **learning)),
+        "ddpm": Case(place.words("ddpm", "two", diffusion="ddpm", **learning)),
+        "ddpm_v": Case(place.words("ddpm_v", diffusion="ddpm_v", model__modulation="adaln_zero")),
+        "conditions": Case(place.words("conditions", diffusion="flow_conditions", model__fps_conditioning="true")),
+        "no_average": Case(place.words("no_average", optim__ema_decay=None, optim__clip=None)),
+    }
+    outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("on_one"), processes=1)
+    return dict(zip(cases, outcomes, strict=True))
+
+
+@pytest.fixture(scope="session")
+def on_four(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
+    """Outcomes of the runs on four processes."""
+    cases = {
+        "four_zero0": Case(parity_words(place, "four_zero0", "dp4-zero0")),
+        "four_zero1": Case(parity_words(place, "four_zero1", "dp4-zero1")),
+    }
+    outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("on_four"), processes=4)
+    return dict(zip(cases, outcomes, strict=True))

@@ -1,0 +1,211 @@
+"""What a step trains on belongs to (seed, sample id, visit): text dropout, noise, levels, masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from megavideo.config.schema.train import TrainRun
+from megavideo.data.dataset import LatentDataset, open_dataset
+from megavideo.data.shards import LatentSample, ShardReader
+from megavideo.diffusion.conditions import draw_mask, drops_text
+from megavideo.diffusion.objective import build_objective
+from megavideo.diffusion.randomness import SampleKey
+from megavideo.errors import DataError
+from megavideo.model.modulation import sinusoid
+from megavideo.parallel.mesh import ProcessMesh
+from megavideo.testing.dataset import write_dataset
+from megavideo.testing.saved_run import random_model
+from megavideo.testing.settings import micro_config
+from megavideo.train.feed import Feed
+from megavideo.train.noising import TrainBatch
+from megavideo.types import Grid
+
+CONDITIONS = {
+    "diffusion__conditions__text": 0.3,
+    "diffusion__conditions__image_to_video": 0.4,
+    "diffusion__conditions__extension": 0.2,
+    "diffusion__conditions__interpolation": 0.2,
+    "diffusion__conditions__inpainting": 0.4,
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> LatentDataset:
+    folder = tmp_path_factory.mktemp("noising")
+    write_dataset(str(folder), 18)
+    return open_dataset(str(folder))
+
+
+def make_feed(dataset: LatentDataset, dp_rank: int = 0, dp: int = 1, **settings: Any) -> Feed:
+    config: TrainRun = micro_config(data__uri=dataset.uri, train__packs_per_step=4, **settings)
+    mesh = ProcessMesh(rank=dp_rank, tp=1, cp=1, dp=dp, pp=1)
+    return Feed(config, dataset, ShardReader(dataset, None), build_objective(config.diffusion), mesh)
+
+
+def same(one: TrainBatch, two: TrainBatch) -> bool:
+    tensors = [field.name for field in dataclasses.fields(one.pack) if field.name not in ("sample_ids", "visits")]
+    return (
+        all(torch.equal(getattr(one.pack, name), getattr(two.pack, name)) for name in tensors)
+        and (one.pack.sample_ids, one.pack.visits) == (two.pack.sample_ids, two.pack.visits)
+        and torch.equal(one.target, two.target)
+        and torch.equal(one.weight, two.weight)
+    )
+
+
+def by_visit(feed: Feed, steps: int) -> dict[tuple[str, int], tuple[torch.Tensor, ...]]:
+    """All that a model is given of each visit of a sample: tokens, target, weight, mask, text, timestep."""
+    found: dict[tuple[str, int], tuple[torch.Tensor, ...]] = {}
+    for batch in (batch for step in range(steps) for batch in feed.step(step).batches):
+        pack = batch.pack
+        video, text = pack.cu_seqlens.tolist(), pack.cu_seqlens_text.tolist()
+        for i, sample_id in enumerate(pack.sample_ids):
+            if sample_id:
+                rows, words = slice(video[i], video[i + 1]), slice(text[i], text[i + 1])
+                parts = (pack.tokens[rows], batch.target[rows], batch.weight[rows], pack.condition_mask[rows])
+                found[sample_id, pack.visits[i]] = (*parts, pack.text[words], pack.timestep[i])
+    return found
+
+
+@pytest.mark.parametrize("dp", [2, 4])
+def test_ranks_take_slices_of_the_same_step(dataset: LatentDataset, dp: int) -> None:
+    alone, ranks = make_feed(dataset), [make_feed(dataset, rank, dp) for rank in range(dp)]
+    for step in (0, 3, 1):
+        whole, parts = alone.step(step), [feed.step(step) for feed in ranks]
+        assert {(part.loss_tokens, part.tokens, part.segment_tokens) for part in parts} == {
+            (whole.loss_tokens, whole.tokens, whole.segment_tokens)
+        }
+        batches = [batch for part in parts for batch in part.batches]
+        assert all(same(one, two) for one, two in zip(whole.batches, batches, strict=True))
+
+
+def test_a_visit_is_the_same_among_other_neighbours(dataset: LatentDataset) -> None:
+    one = by_visit(make_feed(dataset, **CONDITIONS), 8)
+    two = by_visit(make_feed(dataset, data__tokens_per_pack=31, data__max_segments=3, **CONDITIONS), 8)
+    common = one.keys() & two.keys()
+    assert len(common) > 30
+    for key in common:
+        assert all(torch.equal(a, b) for a, b in zip(one[key], two[key], strict=True)), key
+
+
+def test_visits_seeds_and_samples_differ(dataset: LatentDataset) -> None:
+    visits, other = by_visit(make_feed(dataset), 12), by_visit(make_feed(dataset, train__seed=1), 12)
+    first, second = visits["sample-1", 0], visits["sample-1", 1]
+    assert not torch.equal(first[1], second[1]) and first[-1] != second[-1]
+    assert not torch.equal(first[1], other["sample-1", 0][1])
+    times = [float(parts[-1]) for parts in visits.values()]
+    assert len(set(times)) == len(times)
+
+
+def test_text_dropout_is_applied_and_to_exactly_those_segments(dataset: LatentDataset) -> None:
+    share = 0.3
+    feed = make_feed(dataset, diffusion__text_dropout=share)
+    reader, null_text = ShardReader(dataset, None), torch.from_numpy(dataset.null_text.astype("float32"))
+    indices = {sample.sample_id: sample.index for sample in dataset.samples}
+    visits = by_visit(feed, 60)
+    dropped = 0
+    for (sample_id, visit), parts in visits.items():
+        drops = drops_text(share, SampleKey(0, sample_id, visit))
+        dropped += drops
+        assert torch.equal(parts[4], null_text if drops else reader.read(indices[sample_id]).text)
+    assert len(visits) > 600
+    assert dropped / len(visits) == pytest.approx(share, abs=4 * (share * (1 - share) / len(visits)) ** 0.5)
+
+
+@pytest.mark.parametrize("settings", [{}, CONDITIONS], ids=["text", "conditions"])
+def test_the_loss_is_averaged_over_what_is_in_it(dataset: LatentDataset, settings: dict[str, float]) -> None:
+    feed = make_feed(dataset, **settings)
+    for step in range(6):
+        given = feed.step(step)
+        assert given.loss_tokens == sum(int((batch.weight != 0).sum()) for batch in given.batches)
+        assert given.tokens == sum(int(batch.pack.cu_seqlens[-1]) for batch in given.batches)
+        assert (given.loss_tokens < given.tokens) == bool(settings)
+        for batch in given.batches:
+            assert not batch.weight[batch.pack.condition_mask].any()
+            assert not batch.weight[int(batch.pack.cu_seqlens[-1]) :].any()
+
+
+def test_given_tokens_stay_clean_and_the_others_are_noised(dataset: LatentDataset) -> None:
+    feed = make_feed(dataset, **CONDITIONS)
+    diffusion = micro_config(data__uri="x", **CONDITIONS).diffusion
+    objective = build_objective(diffusion)
+    grids = {s.sample_id: Grid(s.latent.t, s.latent.h // 2, s.latent.w // 2) for s in dataset.samples}
+    seen = 0
+    for (sample_id, visit), (tokens, target, weight, mask, _, time) in by_visit(feed, 10).items():
+        key = SampleKey(0, sample_id, visit)
+        assert torch.equal(mask, draw_mask(diffusion.conditions, key, grids[sample_id]))
+        noise = key.normal("noise", tuple(target.shape))
+        clean = noise - target  # of flow matching
+        assert torch.allclose(tokens[mask], clean[mask], atol=1e-5)
+        level = float(time) / 1000
+        assert torch.allclose(tokens[~mask], torch.lerp(clean, noise, level)[~mask], atol=1e-4)
+        assert torch.allclose(objective.clean(tokens, target, float(time))[~mask], clean[~mask], atol=1e-4)
+        assert torch.equal(weight, (~mask).float())
+        seen += int(mask.sum())
+    assert seen > 100
+
+
+def conditioned_batch(dataset: LatentDataset) -> TrainBatch:
+    settings = dict.fromkeys(CONDITIONS, 0.0) | {"diffusion__conditions__image_to_video": 1.0}
+    batches = (b for step in range(4) for b in make_feed(dataset, **settings).step(step).batches)
+    return next(batch for batch in batches if batch.pack.condition_mask.any())
+
+
+def test_given_tokens_inform_the_others_and_are_not_in_the_loss(dataset: LatentDataset) -> None:
+    batch = conditioned_batch(dataset)
+    model = random_model(micro_config(data__uri="x").model, 0).requires_grad_(False)
+    given = batch.pack.condition_mask
+    first = int(given.nonzero()[0])
+    bounds = batch.pack.cu_seqlens.tolist()
+    i = next(k for k in range(len(bounds) - 1) if bounds[k] <= first < bounds[k + 1])
+    inside = torch.zeros_like(given)
+    inside[bounds[i] : bounds[i + 1]] = True
+    before = model(batch.pack)
+    changed = batch.pack.tokens.clone()
+    changed[first] += 1.0
+    after = model(dataclasses.replace(batch.pack, tokens=changed))
+    moved = (after - before).abs().amax(dim=1) > 0
+    assert moved[inside & ~given].all()
+    assert not moved[~inside].any()  # other samples of the pack are not told
+    target = batch.target.clone().requires_grad_()
+    ((before - target).square().mean(dim=1) * batch.weight).sum().backward()
+    assert target.grad is not None
+    assert not target.grad[given].any() and not target.grad[bounds[-1] :].any()
+    assert (target.grad[: bounds[-1]][~given[: bounds[-1]]].abs().amax(dim=1) > 0).all()
+
+
+def test_given_tokens_are_conditioned_on_timestep_zero(dataset: LatentDataset) -> None:
+    batch = conditioned_batch(dataset)
+    model = random_model(micro_config(data__uri="x").model, 0).requires_grad_(False)
+    _, cond = model.embed(batch.pack)
+    zero = model.embed.time(sinusoid(torch.zeros(1), model.config.time_dim))
+    given, real = batch.pack.condition_mask, int(batch.pack.cu_seqlens[-1])
+    times = cond.time[cond.rows.row]
+    assert torch.allclose(times[given], zero.expand(int(given.sum()), -1), atol=1e-6)
+    segment = torch.bucketize(torch.arange(real), batch.pack.cu_seqlens[1:].long(), right=True)
+    own = model.embed.time(sinusoid(batch.pack.timestep, model.config.time_dim))[segment]
+    noised = ~given[:real]
+    assert torch.allclose(times[:real][noised], own[noised], atol=1e-5)
+
+
+def test_steps_are_made_ahead_in_order_and_a_fault_comes_through(
+    dataset: LatentDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = make_feed(dataset)
+    assert [given.step for given in feed.steps(3, 8, depth=2)] == [3, 4, 5, 6, 7]
+    half = feed.steps(0, 100, depth=1)
+    next(half)
+    half.close()  # stops the thread
+    read = feed._reader.read
+
+    def fail_once(index: int) -> LatentSample:
+        if index == 7:
+            raise DataError("shard gone")
+        return read(index)
+
+    monkeypatch.setattr(feed._reader, "read", fail_once)
+    with pytest.raises(DataError, match="shard gone"):
+        list(feed.steps(0, 9, depth=2))
