@@ -22,6 +22,7 @@ from megavideo.train.build import Parts
 from megavideo.train.feed import StepInput
 from megavideo.train.step import StepReport, Suspect, Trainer
 
+FAULTS_FILE = "faults.jsonl"
 _NAMED_SUSPECTS = 8
 
 
@@ -100,13 +101,13 @@ class Loop:
         )  # fmt: skip
         row = {"step": report.step + 1, "kind": "non_finite", "loss": str(report.loss),
                "samples": [asdict(s) | {"error": str(s.error)} for s in suspects]}  # fmt: skip
-        with (self._folder.root / "faults.jsonl").open("a", encoding="utf-8") as file:
+        with (self._folder.root / FAULTS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def _gave_up(self, report: StepReport, in_a_row: int) -> str:
         return (
             f"{in_a_row} steps in a row, the last of them {report.step + 1}, had a non-finite loss or gradient; see "
-            f"{self._folder.root / 'faults.jsonl'} for their samples. Remedy: lower optim.lr or remove those samples; "
+            f"{self._folder.root / FAULTS_FILE} for their samples. Remedy: lower optim.lr or remove those samples; "
             "the last checkpoint is from before the first of them or later"
         )
 

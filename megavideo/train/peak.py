@@ -9,7 +9,7 @@ import torch
 # dense bf16 TFLOP/s of the SXM boards, by a part of the device's name (NVIDIA data sheets)
 _BF16_TFLOPS = {"H200": 989.5, "H100": 989.5, "A100": 312.0, "B200": 2250.0}
 _PROBE_SIZE = 768
-_PROBE_RUNS = 6
+_PROBE_RUNS = 30
 
 
 def peak_flops_per_second(device: torch.device, dtype: torch.dtype, configured_tflops: float | None) -> float | None:

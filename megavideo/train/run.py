@@ -22,7 +22,7 @@ from megavideo.observe.progress import TrainingProgress
 from megavideo.observe.run_folder import RunFolder, create_run_folder
 from megavideo.parallel.distributed import Launch, process_group
 from megavideo.train.build import build_parts
-from megavideo.train.loop import Loop
+from megavideo.train.loop import FAULTS_FILE, Loop
 from megavideo.train.peak import peak_flops_per_second
 from megavideo.train.resume import check_same_run, load_newest
 from megavideo.train.step import Trainer
@@ -78,6 +78,8 @@ def _train(config: TrainRun, launch: Launch) -> TrainReport:
     num_parameters = sum(parameter.numel() for parameter in parts.engine.module.parameters())
     _announce(config, parts.dataset, num_parameters, launch)
     trainer = Trainer(config, parts.engine, parts.mesh, launch.device)
+    if launch.rank == 0 and (faults := place.root / FAULTS_FILE).exists():
+        MetricsWriter(faults, begin).close()  # steps after the checkpoint are made again, and so are their faults
     metrics = MetricsWriter(place.metrics, begin, _sinks(config, place, begin)) if launch.rank == 0 else None
     try:
         result = Loop(config, parts, trainer, place, metrics).run(begin, progress)

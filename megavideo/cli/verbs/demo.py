@@ -77,7 +77,7 @@ def _run(cfg: DemoRun, texts: Texts) -> DemoReport:
     if not (places.corpus / "captions.jsonl").exists():
         timed("render", lambda: _render(cfg, places))
     if not (places.latents / "dataset.json").exists():
-        timed("ingest and encode", lambda: _prepare(cfg, places))
+        timed("prepare", lambda: _prepare(cfg, places))
     timed("train", lambda: _train(cfg, places))
     files, prompts = timed("sample", lambda: _sample(cfg, places))
     score = timed("measure", lambda: _measure(cfg, places, files, prompts, seconds))
@@ -89,6 +89,8 @@ def _run(cfg: DemoRun, texts: Texts) -> DemoReport:
 def _claim(cfg: DemoRun, root: Path) -> None:
     """Keep the settings in the demo's folder; an earlier demo with others is not mixed with this one."""
     path = root / _SETTINGS
+    if root.exists() and not root.is_dir():
+        raise ConfigError("out", cfg.out, "is a file, and a folder is needed", "give out= a folder's name")
     if path.exists():
         before = asdict(from_yaml(DemoRun, path.read_text(), source=str(path)))
         now = asdict(cfg)
@@ -163,7 +165,8 @@ def _measure(cfg: DemoRun, places: _Places, files: list[Path], prompts: list[str
     losses = [row["loss"] for row in metrics if row.get("loss") is not None]
     facts = {
         "corpus": f"{cfg.clips} clips and {cfg.images} images",
-        "training": f"{len(metrics)} steps, {sum(row['tokens'] for row in metrics):,} tokens, {cfg.processes} processes",
+        "training": f"{len(metrics)} steps on {cfg.processes} processes",
+        "tokens": f"{sum(row['tokens'] for row in metrics):,}",
         "loss": f"{losses[0]:.3f} to {sum(losses[-50:]) / len(losses[-50:]):.3f}",
         "sampling": f"{cfg.sampling_steps} steps, guidance {cfg.guidance:g}",
         **{f"seconds to {name}": f"{value:.0f}" for name, value in seconds.items()},

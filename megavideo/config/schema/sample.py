@@ -14,7 +14,8 @@ class SampleRun:
 
     `ckpt` is a run folder or one checkpoint in it. `out` is an .mp4 file, or a folder where several prompts are given.
     Any `frames`, `height` and `width` are made: the next legal size is sampled and then cut. `fps` None takes the
-    dataset's most common rate; `shift` None takes the run's own.
+    dataset's most common rate; `shift` None takes the run's own. `guidance` 1 takes
+    the prompt as it is, more follows it more closely, and 0 samples without any prompt.
     """
 
     ckpt: str = setting(remedy="VALUE is a run folder that `megavideo train` wrote, as runs/small")

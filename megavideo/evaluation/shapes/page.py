@@ -24,7 +24,7 @@ p.lead { color: var(--soft); margin: 0 0 24px; max-width: 72ch; }
 .bar { position: relative; height: 8px; border-radius: 4px; background: #e8ecf1; margin: 12px 0 6px; }
 .bar .fill { position: absolute; inset: 0 auto 0 0; border-radius: 4px; background: var(--accent); }
 .bar .chance { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); opacity: 0.55; }
-.wide { display: grid; grid-template-columns: minmax(0, 1fr) minmax(240px, 340px); gap: 16px; align-items: start; }
+.wide { display: grid; grid-template-columns: minmax(0, 1fr) minmax(320px, 400px); gap: 16px; align-items: start; }
 .wide.single { grid-template-columns: minmax(0, 1fr); }
 .wide img { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; }

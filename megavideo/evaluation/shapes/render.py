@@ -17,7 +17,7 @@ AREA_PIXELS = 64 * 64  # the largest area among them
 CLIP_FRAMES = (13, 17, 21)  # 1 + 4n, as a causal autoencoder takes them
 CLIP_RATES = (8.0, 12.0, 16.0)
 
-_DIAMETER_PIXELS = (22.0, 30.0)
+_DIAMETER_PIXELS = (22.0, 28.0)
 _MAX_SPEED_PIXELS = 6.0  # per frame
 _MIN_TRAVEL_SHARE = 0.85  # of the way that the picture leaves
 _BACKGROUND_LEVELS = (14.0, 34.0)
@@ -49,7 +49,7 @@ def draw_scene(combination: Combination, rng: np.random.Generator) -> Scene:
     num_frames = 1 if combination.motion is None else int(CLIP_FRAMES[rng.integers(len(CLIP_FRAMES))])
     fps = CLIP_RATES[rng.integers(len(CLIP_RATES))]
     diameter = float(rng.uniform(*_DIAMETER_PIXELS))
-    margin = diameter / 2 + 1
+    margin = diameter / 2 + 2  # the tip of a triangle reaches a pixel further than its box
     # The range of centres along each axis; the way moved is taken out of it before the start is drawn.
     low = np.array([margin, margin])
     high = np.array([width - margin, height - margin])
