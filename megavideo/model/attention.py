@@ -58,7 +58,8 @@ def _attend_cpu(
         sums.append(lse[0])
     if not outputs:
         return torch.zeros_like(query), query.new_zeros(query.shape[1], query.shape[0])
-    out, lse = torch.cat(outputs), torch.cat(sums, dim=1)
+    # one segment needs no copy
+    out, lse = (torch.cat(outputs), torch.cat(sums, dim=1)) if len(outputs) > 1 else (outputs[0], sums[0])
     tail = query.shape[0] - q_bounds[-1]
     # tokens past the last segment attend to nothing; their log-sum-exp has no meaning and is left at zero
     return (F.pad(out, (0, 0, 0, 0, 0, tail)), F.pad(lse, (0, tail))) if tail else (out, lse)

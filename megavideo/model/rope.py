@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 THETA = 10_000.0
@@ -27,8 +29,27 @@ def rotary_table(position: torch.Tensor, head_dim: int, dtype: torch.dtype) -> t
     return table if dtype == torch.float64 else table.to(torch.complex64)
 
 
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the rotation back: nothing but the table is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        ctx.save_for_backward(table)
+        return _turn(heads, table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (table,) = ctx.saved_tensors
+        return _turn(grads[0].contiguous(), table.conj()), None
+
+
 def rotate(heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Rotate neighbouring pairs: heads [N, A, h] by table [N, h / 2]; computed in the table's precision."""
+    out: torch.Tensor = _Rotate.apply(heads, table)
+    return out
+
+
+def _turn(heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     real = torch.float64 if table.dtype == torch.complex128 else torch.float32
     pairs = torch.view_as_complex(heads.to(real).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(heads.dtype)

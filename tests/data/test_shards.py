@@ -13,7 +13,6 @@ from megavideo.data.dataset import open_dataset
 from megavideo.data.shards import ShardReader
 from megavideo.errors import DataError
 from megavideo.testing.dataset import write_dataset
-from tests.data.test_storage import s3_bucket  # noqa: F401 - a fixture
 
 
 def reader(uri: str, cache: Path | None = None) -> ShardReader:
@@ -122,7 +121,7 @@ def test_a_store_needs_a_cache(tmp_path: Path) -> None:
         ShardReader(dataset, None)  # type: ignore[arg-type]
 
 
-def test_s3_through_the_cache(s3_bucket: str, tmp_path: Path) -> None:  # noqa: F811
+def test_s3_through_the_cache(s3_bucket: str, tmp_path: Path) -> None:
     uri = f"{s3_bucket}/latents"
     write_dataset(uri, 6)
     first = reader(uri, tmp_path).read(2)
