@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one thread for torch, the repository's root, an S3 bucket, and the real clips where at hand."""
+"""Fixtures of all tests: one thread for torch, the root of the checkout, an S3 bucket, and real clips if at hand."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +68,11 @@ class Feed:
             segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for pack in packs for s in pack),
         )
 
-    def steps(self, begin: int, end: int, depth: int) -> Iterator[StepInput]:
-        """Inputs of steps [begin, end), up to `depth` of them made ahead in a thread, whose error is raised here."""
+    def steps(self, begin: int, end: int, depth: int) -> Generator[StepInput, None, None]:
+        """Inputs of steps [begin, end), up to `depth` of them made ahead in a thread, whose error is raised here.
+
+        Closing the generator ends the thread.
+        """
         ready: queue.Queue[StepInput | BaseException] = queue.Queue(maxsize=depth)
         stop = threading.Event()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from megavideo.observe.progress import StepResult, TrainingProgress
 from megavideo.observe.run_folder import RunFolder
 from megavideo.parallel.fragments import owned_fragments
 from megavideo.planning.flops import BlockShape, train_flops
+from megavideo.train.agree import in_agreement
 from megavideo.train.build import Parts
 from megavideo.train.feed import StepInput
 from megavideo.train.step import StepReport, Suspect, Trainer
@@ -52,20 +54,22 @@ class Loop:
     def run(self, begin: int, progress: TrainingProgress) -> LoopResult:
         """Train steps [begin, train.steps). Raises NumericsError after `train.max_skipped` skipped steps in a row."""
         config, losses, skipped, in_a_row = self._config.train, [], 0, 0
-        for given in self._parts.feed.steps(begin, config.steps, self._config.data.prefetch_packs):
-            report, suspects = self._trainer.step(given)
-            self._record(given, report, progress)
-            losses.append(report.loss)
-            if suspects:
-                skipped, in_a_row = skipped + 1, in_a_row + 1
-                self._tell_skipped(report, suspects)
-                if in_a_row >= config.max_skipped:
-                    raise NumericsError(self._gave_up(report, in_a_row))
-            else:
-                in_a_row = 0
-            done = given.step + 1
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                self._save(done)
+        # closed on every way out: a thread left at work while the process ends can abort it
+        with closing(self._parts.feed.steps(begin, config.steps, self._config.data.prefetch_packs)) as inputs:
+            for given in in_agreement(inputs, self._trainer.device):
+                report, suspects = self._trainer.step(given)
+                self._record(given, report, progress)
+                losses.append(report.loss)
+                if suspects:
+                    skipped, in_a_row = skipped + 1, in_a_row + 1
+                    self._tell_skipped(report, suspects)
+                    if in_a_row >= config.max_skipped:
+                        raise NumericsError(self._gave_up(report, in_a_row))
+                else:
+                    in_a_row = 0
+                done = given.step + 1
+                if done % config.checkpoint_every == 0 or done == config.steps:
+                    self._save(done)
         tenth = max(1, len(losses) // 10)
         return LoopResult(_mean(losses[:tenth]), _mean(losses[-tenth:]), skipped)
 

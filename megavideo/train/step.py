@@ -50,18 +50,18 @@ class Trainer:
         self._config = config
         self._engine = engine
         self._mesh = mesh
-        self._device = device
+        self.device = device
 
     def step(self, given: StepInput) -> tuple[StepReport, list[Suspect]]:
         """Train on this rank's packs; the suspects of all ranks are named where the step was skipped."""
         rate = learning_rate(self._config.optim, given.step, self._config.train.steps)
         # the engine takes the mean over ranks and packs; times their number it is the sum, and so over all tokens
         scale = self._mesh.loss_replicas * len(given.batches) / given.loss_tokens
-        total = torch.zeros((), device=self._device)
+        total = torch.zeros((), device=self.device)
         errors: list[torch.Tensor] = []
         outcome = None
         for i, batch in enumerate(given.batches):
-            batch = batch.to(self._device, self._engine.dtype)
+            batch = batch.to(self.device, self._engine.dtype)
             error = self._token_errors(batch)
             total += error.sum().detach()
             errors.append(error.detach())

@@ -63,6 +63,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     write_dataset(str(place.root / "spoiled"), 8, grids=(Grid(2, 4, 4), Grid(1, 6, 4)), bad={BAD_SAMPLE: math.inf})
     write_dataset(str(place.root / "hopeless"), 4, grids=(Grid(2, 4, 4),), bad=dict.fromkeys(range(4), math.nan))
     write_dataset(str(place.root / "two"), 2, grids=(Grid(2, 4, 4), Grid(1, 8, 4)), flat=True)
+    write_dataset(str(place.root / "torn"), 18, shard_bytes=2048)
+    shard = sorted((place.root / "torn").glob("*.mds"))[2]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     return place
 
 
@@ -103,6 +106,7 @@ def on_two(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "spoiled_bf16": Case(_spoiled(place, "spoiled_bf16", "dp2-zero1", train__precision="bf16")),
         "hopeless_zero0": Case(_hopeless(place, "hopeless_zero0", "dp2-zero0")),
         "hopeless_zero1": Case(_hopeless(place, "hopeless_zero1", "dp2-zero1")),
+        "torn": Case(place.words("torn", "torn", layout="dp2-zero1")),
     }
     for name, where, rank in (("file", "save_file", 1), ("folder", "_prepare", 0), ("manifest", "_write_flushed", 0)):
         cases[f"{name}_fails"], cases[f"{name}_fails again"] = _failing(place, f"{name}_fails", where, rank)
