@@ -1,4 +1,4 @@
-"""Ranks go into a step together or not at all: one rank's fault is every rank's, with the message of the one that met it.
+"""Ranks go into a step together or not at all: the fault that one rank meets is every rank's, with its message.
 
 Without this the others would wait at a collective, or end in the transport's own traceback.
 """
