@@ -22,6 +22,7 @@ from megavideo.generate.sampler import Guidance, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
 from megavideo.generate.sizes import covering_latent
 from megavideo.observe.pictures import contact_sheet
+from megavideo.parallel.distributed import check_precision
 from megavideo.types import Grid
 
 _SLUG_LENGTH = 48
@@ -47,7 +48,9 @@ def sample(cfg: SampleRun, prompts: Sequence[str], negative: str) -> SampleRepor
     begin = time.monotonic()
     files, sheet = output_files(cfg, prompts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if cfg.precision == "bf16" else torch.float32
+    precision = cfg.precision or ("bf16" if device.type == "cuda" else "fp32")
+    check_precision("precision", precision, device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     run = load_run(Path(cfg.ckpt), weights=cfg.weights, dtype=dtype, device=device)
     fps = cfg.fps or run.fps
     videos: list[np.ndarray] = []

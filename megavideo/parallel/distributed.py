@@ -14,6 +14,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from megavideo.errors import ConfigError
+
 _TIMEOUT = timedelta(minutes=10)
 _DEFAULT_PORT = 29_500
 
@@ -48,6 +50,12 @@ def first_host(node_list: str) -> str:
     """First host of a Slurm node list: `gpu[07-09,12],x` -> `gpu07`."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", node_list)
     return node_list if match is None else f"{match[1]}{match[2] or ''}{match[3]}"
+
+
+def check_precision(field: str, precision: str, device: torch.device) -> None:
+    """Raise ConfigError for a precision that the device's attention kernel does not take."""
+    if device.type == "cuda" and precision == "fp32":
+        raise ConfigError(field, precision, "flash attention on a GPU takes bf16", f"set {field}=bf16")
 
 
 def free_port() -> int:

@@ -18,7 +18,7 @@ from megavideo.model.dit import DiT
 from megavideo.model.init import init_weights
 from megavideo.model.layers import LocalLayers
 from megavideo.optim.build import build_optimizer
-from megavideo.parallel.distributed import Launch
+from megavideo.parallel.distributed import Launch, check_precision
 from megavideo.parallel.engine import Engine
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.train.feed import Feed
@@ -40,6 +40,7 @@ def build_parts(config: TrainRun, launch: Launch) -> Parts:
 
     Raises ConfigError, DataError or TopologyError where settings, dataset and processes do not fit each other.
     """
+    check_precision("train.precision", config.train.precision, launch.device)
     layout = parse_layout(config.layout)
     mesh = ProcessMesh.of(layout, launch.rank, launch.world_size)
     _check_packs(config, mesh)

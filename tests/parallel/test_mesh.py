@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from megavideo.config.layout import parse_layout
-from megavideo.errors import TopologyError
-from megavideo.parallel.distributed import first_host, read_launch
+from megavideo.errors import ConfigError, TopologyError
+from megavideo.parallel.distributed import check_precision, first_host, read_launch
 from megavideo.parallel.mesh import ProcessMesh
 
 
@@ -58,3 +59,11 @@ def test_under_srun() -> None:
 )
 def test_first_host(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
+
+
+def test_precision_that_a_gpu_does_not_take() -> None:
+    """fp32 is refused on a GPU before anything is built, with the field's own name; a CPU takes both."""
+    check_precision("train.precision", "fp32", torch.device("cpu"))
+    check_precision("train.precision", "bf16", torch.device("cuda", 0))
+    with pytest.raises(ConfigError, match="train.precision='fp32'.*set train.precision=bf16"):
+        check_precision("train.precision", "fp32", torch.device("cuda", 0))

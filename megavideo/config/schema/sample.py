@@ -15,7 +15,8 @@ class SampleRun:
     `ckpt` is a run folder or one checkpoint in it. `out` is an .mp4 file, or a folder where several prompts are given.
     Any `frames`, `height` and `width` are made: the next legal size is sampled and then cut. `fps` None takes the
     dataset's most common rate; `shift` None takes the run's own. `guidance` 1 takes
-    the prompt as it is, more follows it more closely, and 0 samples without any prompt.
+    the prompt as it is, more follows it more closely, and 0 samples without any prompt. `precision` None is bf16 on a
+    GPU and fp32 on a CPU.
     """
 
     ckpt: str = setting(remedy="VALUE is a run folder that `megavideo train` wrote, as runs/small")
@@ -30,5 +31,5 @@ class SampleRun:
     height: int = setting(256, minimum=1)
     width: int = setting(256, minimum=1)
     fps: float | None = setting(None, above=0.0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] | None = None
     prompts_per_batch: int = setting(8, minimum=1)
