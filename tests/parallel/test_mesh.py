@@ -65,5 +65,5 @@ def test_precision_that_a_gpu_does_not_take() -> None:
     """fp32 is refused on a GPU before anything is built, with the field's own name; a CPU takes both."""
     check_precision("train.precision", "fp32", torch.device("cpu"))
     check_precision("train.precision", "bf16", torch.device("cuda", 0))
-    with pytest.raises(ConfigError, match="train.precision='fp32'.*set train.precision=bf16"):
+    with pytest.raises(ConfigError, match=r"train\.precision='fp32'.*set train\.precision=bf16"):
         check_precision("train.precision", "fp32", torch.device("cuda", 0))
