@@ -23,8 +23,18 @@ INTERRUPTED = 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line given by `words` (default: the process's own) and return the exit status."""
-    given = list(sys.argv[1:] if words is None else words)
+    """Run the command line `words` and return the exit status; without them run, and end, the process itself."""
+    if words is not None:
+        return _guarded(words)
+    status = _guarded(sys.argv[1:])
+    if "torch.distributed" in sys.modules:
+        from megavideo.parallel.distributed import leave
+
+        leave(status)
+    return status
+
+
+def _guarded(given: Sequence[str]) -> int:
     as_json = "--json" in given
     try:
         return _dispatch(given)

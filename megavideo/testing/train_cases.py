@@ -20,7 +20,7 @@ from unittest.mock import patch
 from megavideo.config.load import load
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import MegavideoError
-from megavideo.parallel.distributed import process_group
+from megavideo.parallel.distributed import leave, process_group
 from megavideo.testing.launch import run
 from megavideo.train.run import train
 
@@ -103,3 +103,4 @@ def _failing(original: Callable[..., Any], call: int) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave(0)
