@@ -1,6 +1,7 @@
 """One transformer block: modulated self-attention, cross-attention to the segment's own text, modulated feed-forward.
 
-Shape legend: N video tokens, M text tokens, R conditioning rows, D width, A heads, h head width.
+Shape legend: n own video tokens, m attended video tokens, M text tokens, R conditioning rows, D width, A heads,
+h head width. In one process n = m = N, the tokens of the pack.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Conditioning:
     """What every block is told.
 
     time [R, D] is the embedded timestep; modulation [R, 6, D] its shared projection (None under `adaln_zero`);
-    text [M, D]; rotary [N, h / 2]; `rows` maps tokens to rows; `video` and `captions` delimit the segments.
+    text [M, D]; rotary [m, h / 2] of attended tokens; `rows` maps own tokens to rows; `video` and `captions` delimit
+    the segments of the whole pack.
     """
 
     time: torch.Tensor
@@ -49,12 +51,12 @@ class SelfAttention(nn.Module):
         self.k_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        """[N, D] -> [N, D]."""
+        """[n, D] -> [n, D]."""
         query, key, value = self.qkv(x).chunk(3, dim=-1)
         query = rotate(self.q_norm(query).unflatten(-1, (self.heads, -1)), cond.rotary)
         key = rotate(self.k_norm(key).unflatten(-1, (self.heads, -1)), cond.rotary)
         value = value.unflatten(-1, (self.heads, -1))
-        return self.out(self.layers.attend(query, key, value, cond.video, cond.video).flatten(-2))
+        return self.out(self.layers.attend_self(query, key, value, cond.video).flatten(-2))
 
 
 class CrossAttention(nn.Module):
@@ -65,18 +67,18 @@ class CrossAttention(nn.Module):
         self.layers = layers
         self.heads = layers.local_heads(config.heads)
         self.q = layers.column(config.width, config.width)
-        self.kv = layers.column(config.width, 2 * config.width, blocks=2)
+        self.kv = layers.column_of_whole(config.width, 2 * config.width, blocks=2)
         self.out = layers.row(config.width, config.width)
         self.q_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
         self.k_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        """[N, D] -> [N, D]."""
+        """[n, D] -> [n, D]."""
         query = self.q_norm(self.q(x)).unflatten(-1, (self.heads, -1))
         key, value = self.kv(cond.text).chunk(2, dim=-1)
         key = self.k_norm(key).unflatten(-1, (self.heads, -1))
         value = value.unflatten(-1, (self.heads, -1))
-        return self.out(self.layers.attend(query, key, value, cond.video, cond.captions).flatten(-2))
+        return self.out(self.layers.attend_text(query, key, value, cond.video, cond.captions).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -88,7 +90,7 @@ class FeedForward(nn.Module):
         self.down = layers.row(config.ffn, config.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, D] -> [N, D]."""
+        """[n, D] -> [n, D]."""
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
@@ -98,21 +100,22 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
         self.eps = config.eps
+        self.layers = layers
         if config.modulation == "adaln":
             self.modulation_table = nn.Parameter(torch.empty(6, config.width))
         else:
             self.modulation = layers.replicated(config.width, 6 * config.width)
         self.self_attention = SelfAttention(config, layers)
-        self.cross_norm = nn.LayerNorm(config.width, eps=config.eps) if config.cross_attn_norm else nn.Identity()
+        self.cross_norm = layers.layer_norm(config.width, config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attention = CrossAttention(config, layers)
         self.ffn = FeedForward(config, layers)
 
     def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        """[N, D] -> [N, D]."""
+        """[n, D] -> [n, D]."""
         if cond.modulation is not None:
-            table = cond.modulation + self.modulation_table
+            table = cond.modulation + self.layers.over_tokens(self.modulation_table)
         else:
-            table = self.modulation(F.silu(cond.time)).unflatten(-1, (6, -1))
+            table = self.layers.over_tokens(self.modulation(F.silu(cond.time))).unflatten(-1, (6, -1))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.unbind(1)
         attended = self.self_attention(norm_modulate(x, shift_a, scale_a, cond.rows, self.eps), cond)
         x = gated_add(x, attended, gate_a, cond.rows)

@@ -1,9 +1,12 @@
-"""The diffusion transformer on packed spacetime tokens.
+"""The diffusion transformer on packed spacetime tokens, whole or a stage of it.
 
-Shape legend: N video tokens, M text tokens, K segments, R = 2K conditioning rows, P patch width, D width.
+Shape legend: N video tokens of the pack, n this rank's own, M text tokens, K segments, R = 2K conditioning rows,
+P patch width, D width.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from megavideo.config.schema.model import ModelConfig
 from megavideo.model.block import Block, Conditioning
 from megavideo.model.layers import Layers
 from megavideo.model.modulation import norm_modulate, sinusoid
-from megavideo.model.pack_index import PackIndex
+from megavideo.model.pack_index import PackFacts, PackIndex
 from megavideo.model.place import PLACE_FEATURES, place_features
 from megavideo.model.rope import rotary_table
 from megavideo.model.rows import Rows
@@ -35,6 +38,21 @@ class Mlp(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """What one stage of the model hands to the next.
+
+    x [n, D] the residual stream; time [R, D] the embedded timestep; modulation [R, 6, D] its shared projection (None
+    under `adaln_zero`); text [M, D]; and the pack's facts, from which each stage rebuilds its indices.
+    """
+
+    x: torch.Tensor
+    time: torch.Tensor
+    modulation: torch.Tensor | None
+    text: torch.Tensor
+    facts: PackFacts
+
+
 class Embedder(nn.Module):
     """Tokens, timestep, frame rate and text to the model's width."""
 
@@ -42,7 +60,7 @@ class Embedder(nn.Module):
         super().__init__()
         self.config = config
         self.layers = layers
-        self.patch = layers.replicated(config.patch_dim, config.width)
+        self.patch = layers.per_token(config.patch_dim, config.width)
         self.time = Mlp(config.time_dim, config.width, layers, activation=nn.SiLU())
         self.text = Mlp(config.text_dim, config.width, layers, activation=nn.GELU(approximate="tanh"))
         if config.modulation == "adaln":
@@ -50,11 +68,11 @@ class Embedder(nn.Module):
         if config.fps_conditioning:
             self.fps = Mlp(config.time_dim, config.width, layers, activation=nn.SiLU())
         if config.place_embedding:
-            self.place = layers.replicated(PLACE_FEATURES, config.width)
+            self.place = layers.per_token(PLACE_FEATURES, config.width)
 
-    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, Conditioning]:
-        """A pack to its hidden state [N, D] (this rank's tokens) and the conditioning of all blocks."""
-        config, index = self.config, PackIndex.of(batch)
+    def forward(self, batch: PackedBatch) -> Hidden:
+        """A whole pack to this rank's own hidden state and the conditioning of all blocks."""
+        config, layers = self.config, self.layers
         dtype = batch.tokens.dtype
         # second half of the rows: the given (clean) tokens of each segment, at timestep zero
         timestep = torch.cat([batch.timestep, torch.zeros_like(batch.timestep)])
@@ -62,21 +80,15 @@ class Embedder(nn.Module):
         if config.fps_conditioning:
             fps = sinusoid(torch.cat([batch.fps, batch.fps]), config.time_dim).to(dtype)
             time = time + self.fps(fps)
-        modulation = self.modulation(F.silu(time)).unflatten(-1, (6, -1)) if config.modulation == "adaln" else None
-        enter = self.layers.enter
-        cond = Conditioning(
-            time=time,
-            modulation=modulation,
-            text=self.text(batch.text),
-            rotary=rotary_table(enter(index.position), config.head_dim, dtype),
-            rows=Rows(enter(index.row), timestep.shape[0], dtype),
-            video=index.video,
-            captions=index.text,
-        )
-        x = self.patch(enter(batch.tokens))
+        modulation = None
+        if config.modulation == "adaln":
+            modulation = layers.over_tokens(self.modulation(F.silu(time))).unflatten(-1, (6, -1))
+        facts = PackFacts.of(batch)
+        x = self.patch(layers.own(batch.tokens))
         if config.place_embedding:
-            x = x + self.place(place_features(enter(index.place), dtype))
-        return x, cond
+            place = PackIndex.of(facts, batch.text.shape[0]).place
+            x = x + self.place(place_features(layers.own(place), dtype))
+        return Hidden(x, time, modulation, layers.over_heads(self.text(batch.text)), facts)
 
 
 class Head(nn.Module):
@@ -90,34 +102,71 @@ class Head(nn.Module):
             self.modulation_table = nn.Parameter(torch.empty(2, config.width))
         else:
             self.modulation = layers.replicated(config.width, 2 * config.width)
-        self.proj = layers.replicated(config.width, config.patch_dim)
+        self.proj = layers.per_token(config.width, config.patch_dim)
 
     def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        """[N, D] -> [N, P], whole again on every rank."""
+        """[n, D] -> [n, P]."""
         if cond.modulation is not None:
-            shift, scale = (cond.time[:, None] + self.modulation_table).unbind(1)
+            table = self.layers.over_tokens(cond.time[:, None] + self.modulation_table)
         else:
-            shift, scale = self.modulation(F.silu(cond.time)).chunk(2, dim=-1)
-        return self.layers.leave(self.proj(norm_modulate(x, shift, scale, cond.rows, self.eps)))
+            table = self.layers.over_tokens(self.modulation(F.silu(cond.time))).unflatten(-1, (2, -1))
+        shift, scale = table.unbind(1)
+        return self.proj(norm_modulate(x, shift, scale, cond.rows, self.eps))
 
 
 class DiT(nn.Module):
-    """A Wan-shaped video DiT: `recompute` keeps only each block's input for the backward pass."""
+    """A Wan-shaped video DiT, or the stage of it that holds the blocks of `part`.
 
-    def __init__(self, config: ModelConfig, layers: Layers, *, recompute: bool = False) -> None:
+    The first stage has the embedder too, the last one the head; parameters have the names of the whole model.
+    `recompute` keeps only each block's input for the backward pass.
+    """
+
+    def __init__(
+        self, config: ModelConfig, layers: Layers, *, part: range | None = None, recompute: bool = False
+    ) -> None:
         super().__init__()
+        part = range(config.layers) if part is None else part
         self.config = config
+        self.layers = layers
         self.recompute = recompute
-        self.embed = Embedder(config, layers)
-        self.blocks = nn.ModuleList(Block(config, layers) for _ in range(config.layers))
-        self.head = Head(config, layers)
+        self.embed = Embedder(config, layers) if part.start == 0 else None
+        self.blocks = nn.ModuleDict({str(i): Block(config, layers) for i in part})
+        self.head = Head(config, layers) if part.stop == config.layers else None
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Prediction for every token of the pack, [N, P]; rows of padding tokens have no meaning."""
-        x, cond = self.embed(batch)
-        for block in self.blocks:
+        """Prediction for this rank's own tokens of the pack, [n, P]; rows of padding tokens have no meaning."""
+        assert self.embed is not None and self.head is not None, "a stage of the model is run by `stage`"
+        hidden = self.embed(batch)
+        cond = self.conditioning(hidden)
+        return self.head(self.run_blocks(hidden.x, cond), cond)
+
+    def stage(self, given: PackedBatch | Hidden) -> Hidden | torch.Tensor:
+        """This stage's part of `forward`: the pack in at the first stage, the prediction out of the last."""
+        hidden = self.embed(given) if self.embed is not None else given
+        assert isinstance(hidden, Hidden), "only the first stage takes a pack"
+        cond = self.conditioning(hidden)
+        x = self.run_blocks(hidden.x, cond)
+        return replace(hidden, x=x) if self.head is None else self.head(x, cond)
+
+    def run_blocks(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        """[n, D] -> [n, D] through the blocks held here."""
+        for block in self.blocks.values():
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, cond, use_reentrant=False)
             else:
                 x = block(x, cond)
-        return self.head(x, cond)
+        return x
+
+    def conditioning(self, hidden: Hidden) -> Conditioning:
+        """What every block is told, from what the stages hand on."""
+        layers, dtype = self.layers, hidden.x.dtype
+        index = PackIndex.of(hidden.facts, hidden.text.shape[0])
+        return Conditioning(
+            time=hidden.time,
+            modulation=hidden.modulation,
+            text=hidden.text,
+            rotary=rotary_table(layers.attended(index.position), self.config.head_dim, dtype),
+            rows=Rows(layers.own(index.row), hidden.time.shape[0], dtype),
+            video=index.video,
+            captions=index.text,
+        )

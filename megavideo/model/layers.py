@@ -2,6 +2,10 @@
 
 The model never learns that it is parallel: it is built from a `Layers` value. `LocalLayers` is plain torch and the
 numeric oracle of every other set.
+
+Two axes may be shared out. Tokens: a rank holds its *own* tokens in the residual stream, and *attended* ones, possibly
+more, between a column layer and the row layer after it. Heads: a rank computes some of them. A tensor that all ranks
+hold alike but each applies only to its share has a partial gradient on each, which `over_tokens` and `over_heads` sum.
 """
 
 from __future__ import annotations
@@ -22,37 +26,63 @@ class Layers(Protocol):
     """
 
     def column(self, in_dim: int, out_dim: int, *, blocks: int = 1) -> nn.Module:
-        """Linear layer [N, in_dim] -> [N, out_dim / tp], with bias."""
+        """Linear layer with bias: own tokens [n, in_dim] -> attended tokens [m, out_dim / tp]."""
+        ...
+
+    def column_of_whole(self, in_dim: int, out_dim: int, *, blocks: int = 1) -> nn.Module:
+        """Column layer with bias on what every rank holds whole and passed through `over_heads`, as the text."""
         ...
 
     def row(self, in_dim: int, out_dim: int) -> nn.Module:
-        """Linear layer [N, in_dim / tp] -> [N, out_dim], summed over the shards, with bias."""
+        """Linear layer with bias, summed over the shards: attended tokens [m, in_dim / tp] -> own [n, out_dim]."""
         ...
 
     def replicated(self, in_dim: int, out_dim: int) -> nn.Module:
-        """Linear layer [N, in_dim] -> [N, out_dim] held whole on every rank, with bias."""
+        """Linear layer held whole, with bias, for what every rank holds whole."""
+        ...
+
+    def per_token(self, in_dim: int, out_dim: int) -> nn.Module:
+        """Linear layer held whole, with bias, for a rank's own tokens."""
+        ...
+
+    def layer_norm(self, width: int, eps: float) -> nn.Module:
+        """LayerNorm of own tokens, with weight and bias."""
         ...
 
     def rms_norm(self, width: int, eps: float) -> nn.Module:
-        """RMS norm over the whole (unsharded) width, with a weight."""
+        """RMS norm over the whole (unsharded) width of attended tokens, with a weight."""
         ...
 
     def local_heads(self, heads: int) -> int:
-        """Heads that this rank computes."""
+        """Heads that this rank computes between a column and a row layer."""
         ...
 
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Segments, keys: Segments
+    def own(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Whole pack [N, ...] to this rank's own tokens [n, ...]."""
+        ...
+
+    def attended(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Whole pack [N, ...] to this rank's attended tokens [m, ...]."""
+        ...
+
+    def over_tokens(self, shared: torch.Tensor) -> torch.Tensor:
+        """The same tensor; its gradient is summed over the ranks among which own tokens are shared out."""
+        ...
+
+    def over_heads(self, shared: torch.Tensor) -> torch.Tensor:
+        """The same tensor; its gradient is summed over the ranks among which heads are shared out."""
+        ...
+
+    def attend_self(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments
     ) -> torch.Tensor:
-        """Attention within segments: query [N, A, hd], key and value [M, A, hd] -> [N, A, hd]."""
+        """Attention within the segments of the whole pack, of which each holds its attended tokens: [m, A, h]."""
         ...
 
-    def enter(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Whole pack [N, ...] to this rank's tokens."""
-        ...
-
-    def leave(self, tokens: torch.Tensor) -> torch.Tensor:
-        """This rank's tokens to the whole pack [N, ...]."""
+    def attend_text(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, text: Segments
+    ) -> torch.Tensor:
+        """Attention of attended tokens [m, A, h] to the whole text [M, A, h] of their segment."""
         ...
 
 
@@ -64,6 +94,11 @@ class LocalLayers:
         del blocks
         return nn.Linear(in_dim, out_dim)
 
+    def column_of_whole(self, in_dim: int, out_dim: int, *, blocks: int = 1) -> nn.Module:
+        """Linear layer."""
+        del blocks
+        return nn.Linear(in_dim, out_dim)
+
     def row(self, in_dim: int, out_dim: int) -> nn.Module:
         """Linear layer."""
         return nn.Linear(in_dim, out_dim)
@@ -71,6 +106,14 @@ class LocalLayers:
     def replicated(self, in_dim: int, out_dim: int) -> nn.Module:
         """Linear layer."""
         return nn.Linear(in_dim, out_dim)
+
+    def per_token(self, in_dim: int, out_dim: int) -> nn.Module:
+        """Linear layer."""
+        return nn.Linear(in_dim, out_dim)
+
+    def layer_norm(self, width: int, eps: float) -> nn.Module:
+        """torch's LayerNorm."""
+        return nn.LayerNorm(width, eps=eps)
 
     def rms_norm(self, width: int, eps: float) -> nn.Module:
         """torch's RMS norm."""
@@ -80,16 +123,30 @@ class LocalLayers:
         """All heads."""
         return heads
 
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Segments, keys: Segments
+    def own(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The pack itself."""
+        return tokens
+
+    def attended(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The pack itself."""
+        return tokens
+
+    def over_tokens(self, shared: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
+        return shared
+
+    def over_heads(self, shared: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
+        return shared
+
+    def attend_self(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments
     ) -> torch.Tensor:
         """Attention by the local varlen kernel."""
-        return attend_varlen(query, key, value, queries, keys)[0]
+        return attend_varlen(query, key, value, segments, segments)[0]
 
-    def enter(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The pack itself."""
-        return tokens
-
-    def leave(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The pack itself."""
-        return tokens
+    def attend_text(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, text: Segments
+    ) -> torch.Tensor:
+        """Attention by the local varlen kernel."""
+        return attend_varlen(query, key, value, segments, text)[0]

@@ -11,6 +11,24 @@ from megavideo.types import PackedBatch
 
 
 @dataclass(frozen=True)
+class PackFacts:
+    """What a pack's indices follow from: small tensors, without gradient, that pipeline stages hand on.
+
+    cu_seqlens [K+1]; cu_seqlens_text [K+1]; grid [K, 3]; given [N], uint8, set where a token is given (clean).
+    """
+
+    cu_seqlens: torch.Tensor
+    cu_seqlens_text: torch.Tensor
+    grid: torch.Tensor
+    given: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> PackFacts:
+        """Facts of `batch`."""
+        return cls(batch.cu_seqlens, batch.cu_seqlens_text, batch.grid, batch.condition_mask.to(torch.uint8))
+
+
+@dataclass(frozen=True)
 class PackIndex:
     """Indices of one pack.
 
@@ -27,23 +45,23 @@ class PackIndex:
     text: Segments
 
     @classmethod
-    def of(cls, batch: PackedBatch) -> PackIndex:
-        """Indices of `batch`, on its device, without waiting for it."""
-        num_tokens, num_segments = batch.tokens.shape[0], batch.grid.shape[0]
-        token = torch.arange(num_tokens, device=batch.tokens.device)
-        ends = batch.cu_seqlens[1:].to(torch.int64)
+    def of(cls, facts: PackFacts, num_text_tokens: int) -> PackIndex:
+        """Indices on the facts' device, without waiting for it."""
+        num_tokens, num_segments = facts.given.shape[0], facts.grid.shape[0]
+        token = torch.arange(num_tokens, device=facts.given.device)
+        ends = facts.cu_seqlens[1:].to(torch.int64)
         segment = torch.searchsorted(ends, token, right=True).clamp_(max=num_segments - 1)
-        offset = token - batch.cu_seqlens.to(torch.int64)[segment]
-        grid = batch.grid[segment].clamp(min=1)
+        offset = token - facts.cu_seqlens.to(torch.int64)[segment]
+        grid = facts.grid[segment].clamp(min=1)
         _, height, width = grid.unbind(1)
         area = height * width
         position = torch.stack([offset // area, offset % area // width, offset % width], dim=1)
-        row = segment + num_segments * batch.condition_mask.to(torch.int64)
+        row = segment + num_segments * facts.given.to(torch.int64)
         return cls(
             segment=segment,
             position=position,
             place=position / (grid - 1).clamp(min=1),
             row=row,
-            video=Segments.of(batch.cu_seqlens, num_tokens),
-            text=Segments.of(batch.cu_seqlens_text, batch.text.shape[0]),
+            video=Segments.of(facts.cu_seqlens, num_tokens),
+            text=Segments.of(facts.cu_seqlens_text, num_text_tokens),
         )

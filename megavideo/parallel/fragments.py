@@ -1,6 +1,7 @@
 """Which pieces of the optimizer's fp32 state this rank holds, named by the parameter they belong to.
 
-A fragment is a run of a flattened parameter. All ranks' fragments together cover every parameter once.
+A fragment is a run of a flattened parameter, or of the flattened part of it that a tensor-parallel rank holds. All
+ranks' fragments together cover every parameter.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ _PARTITION_LINK = "_hp_mapping"
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + numel) of a flattened parameter: views into the live states, by state name.
+    """Elements [start, start + numel) of the flattened `shard` of a parameter of whole `shape`.
 
-    `states` has the fp32 weight under `weight` and the optimizer's own (`exp_avg`, `exp_avg_sq`, `ema`); each is a
+    `states` are views into the live states, by state name.
+
+    It has the fp32 weight under `weight` and the optimizer's own (`exp_avg`, `exp_avg_sq`, `ema`); each is a
     flat fp32 tensor of `numel` elements. `steps` is the optimizer's count of updates, shared by many fragments.
     """
 
     name: str
+    shape: tuple[int, ...]
+    shard: Shard
     start: int
     states: dict[str, torch.Tensor]
     steps: torch.Tensor

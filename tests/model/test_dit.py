@@ -86,7 +86,7 @@ def test_gradients_reach_every_parameter(config: ModelConfig) -> None:
 def test_adaln_zero_opens_its_gates_by_training() -> None:
     """At the start the projections are zero, so that blocks add no branch, and the head learns first."""
     model = make_model(ADALN_ZERO, random=False)
-    for block in model.blocks:
+    for block in model.blocks.values():
         assert not block.modulation.weight.any()
     _, grads = gradients(model, make_batch())
     assert grads["head.proj.weight"].any()

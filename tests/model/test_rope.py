@@ -10,7 +10,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from megavideo.config.rules.model import rotary_split
-from megavideo.model.pack_index import PackIndex
+from megavideo.model.pack_index import PackFacts, PackIndex
 from megavideo.model.rope import axis_widths, rotary_table, rotate
 from megavideo.types import Grid
 from tests.model.packs import make_pack
@@ -60,7 +60,9 @@ def test_positions_of_a_pack_start_anew_in_each_segment() -> None:
     grids = [Grid(2, 3, 2), Grid(1, 2, 4)]
     tokens = [torch.zeros(grid.num_tokens, 4) for grid in grids]
     texts = [torch.zeros(2, 3)] * 2
-    index = PackIndex.of(make_pack(grids, texts, tokens, [1.0, 2.0], num_tokens=24, num_segments=3, text_tokens=6))
+    index = PackIndex.of(
+        PackFacts.of(make_pack(grids, texts, tokens, [1.0, 2.0], num_tokens=24, num_segments=3, text_tokens=6)), 6
+    )
     assert torch.equal(index.position[:20], torch.cat([positions(grid) for grid in grids]))
     assert index.segment[:20].tolist() == [0] * 12 + [1] * 8
 
