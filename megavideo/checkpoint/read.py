@@ -1,45 +1,62 @@
-"""Reading a checkpoint under any layout: each caller takes the element ranges it needs."""
+"""Reading a checkpoint under any layout: each caller takes the element ranges it needs, of any shard."""
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 
-from megavideo.checkpoint.manifest import FragmentEntry, Manifest, list_checkpoints, read_manifest
+from megavideo.checkpoint.manifest import FragmentEntry, Manifest, file_digest, list_checkpoints, read_manifest
 from megavideo.errors import CheckpointError
 from megavideo.parallel.fragments import WEIGHT, Fragment
+from megavideo.parallel.sharding import WHOLE, Shard
 
 EMA = "ema"
+# elements mapped at once between two shardings, and the most that move as one unit
+_CHUNK, _MAX_UNIT = 1 << 20, 4096
 
 
 class CheckpointReader:
-    """Ranges of states of a verified checkpoint. Raises CheckpointError naming the file that is missing or damaged."""
+    """Ranges of states of a checkpoint. Each file is verified when it is first read from.
+
+    Raises CheckpointError naming the file that is missing or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
-        self._places: dict[tuple[str, str], list[tuple[str, FragmentEntry]]] = defaultdict(list)
+        self._digests = {file.file: file.xxh64 for file in self.manifest.files}
+        self._handles: dict[str, safe_open] = {}
+        rows: dict[tuple[str, str], dict[Shard, list[_Row]]] = defaultdict(lambda: defaultdict(list))
         for file in self.manifest.files:
-            self._verify(file.file, file.xxh64)
             for entry in file.fragments:
-                self._places[entry.state, entry.name].append((file.file, entry))
+                rows[entry.state, entry.name][_plain(entry.shard)].append((file.file, entry))
+        self._saved = {
+            key: {shard: _Pieces(pieces) for shard, pieces in shards.items()} for key, shards in rows.items()
+        }
 
-    def read(self, state: str, name: str, start: int, numel: int) -> torch.Tensor:
-        """Elements [start, start + numel) of one state of a flattened parameter, float32."""
+    def verify(self) -> None:
+        """Read every file and compare it with its hash; only those that are read from are verified otherwise."""
+        for file in self._digests:
+            self._verify(file)
+
+    def read(self, state: str, name: str, shard: Shard, start: int, numel: int) -> torch.Tensor:
+        """Elements [start, start + numel) of one state of a flattened shard of a parameter, float32 on the CPU.
+
+        The saved fragments may be of any other sharding.
+        """
         out = torch.empty(numel)
-        covered = 0
-        for file, entry in self._places.get((state, name), ()):
-            begin, end = max(start, entry.start), min(start + numel, entry.start + entry.numel)
-            if begin >= end:
-                continue
-            with self._opened(file) as handle:
-                part = handle.get_slice(entry.key)[begin - entry.start : end - entry.start]
-            out[begin - start : end - start] = part
-            covered += end - begin
+        saved, shard = self._saved.get((state, name), {}), _plain(shard)
+        covered = self._copy(saved[shard], start, out) if shard in saved else 0
+        if covered < numel and saved.keys() - {shard}:
+            covered = self._map(saved, _Target(self.manifest.shapes[name], shard, start), out)
         if covered != numel:
             raise CheckpointError(
                 f"{self.folder}: state {state!r} of parameter {name!r} is not there in whole ({covered} of {numel} "
@@ -51,33 +68,98 @@ class CheckpointReader:
     def whole(self, state: str) -> dict[str, torch.Tensor]:
         """One state of every parameter in its full shape; `ema` or `weight`."""
         shapes = self.manifest.shapes
-        return {
-            name: self.read(state, name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()
-        }
+        return {name: self.read(state, name, WHOLE, 0, math.prod(shape)).view(shape) for name, shape in shapes.items()}
 
     def fill(self, fragment: Fragment) -> None:
-        """Put the saved values into a rank's live states."""
+        """Put the saved values into a rank's live states. Raises CheckpointError where the parameter is another."""
+        self._check(fragment.name, fragment.shape)
         for state, values in fragment.states.items():
-            values.copy_(self.read(state, fragment.name, fragment.start, fragment.numel))
+            values.copy_(self.read(state, fragment.name, fragment.shard, fragment.start, fragment.numel))
         fragment.steps.fill_(self.manifest.optimizer_steps)
 
-    def fill_module(self, model: torch.nn.Module) -> None:
-        """Put the saved weights into a model whose parameters are whole on this rank, in its own precision."""
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        if shapes != self.manifest.shapes:
-            name = next(n for n in {**shapes, **self.manifest.shapes} if shapes.get(n) != self.manifest.shapes.get(n))
-            raise CheckpointError(
-                f"{self.folder}: made for another model: parameter {name!r} is {self.manifest.shapes.get(name)} in "
-                f"the checkpoint, {shapes.get(name)} in this run. Remedy: use the run's own model settings"
-            )
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(self.read(WEIGHT, name, 0, parameter.numel()).view(parameter.shape))
+    def fill_parameters(self, parameters: Iterable[tuple[str, torch.Tensor, Shard]]) -> None:
+        """Put the saved weights into the parts of parameters that a rank holds, in their own precision.
 
-    def _verify(self, file: str, expected: str) -> None:
-        path = self.folder / file
+        Raises CheckpointError where one of them is not in the checkpoint, or of another whole shape there.
+        """
+        with torch.no_grad():
+            for name, parameter, shard in parameters:
+                self._check(name, shard.whole_shape(parameter.shape))
+                parameter.copy_(self.read(WEIGHT, name, shard, 0, parameter.numel()).view(parameter.shape))
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        saved = self.manifest.shapes.get(name)
+        if saved != shape:
+            raise CheckpointError(
+                f"{self.folder}: made for another model: parameter {name!r} is {saved} in the checkpoint, {shape} in "
+                "this run. Remedy: use the run's own model settings"
+            )
+
+    def _copy(self, pieces: _Pieces, start: int, out: torch.Tensor) -> int:
+        """Fill from fragments of the very shard that is asked for; number of elements found."""
+        covered, at, stop = 0, start, start + out.numel()
+        for file, entry in pieces.over(start, stop):
+            begin, end = max(at, entry.start), min(stop, entry.start + entry.numel)
+            if begin < end:  # else a copy of what another rank saved
+                out[begin - start : end - start] = self._slice(file, entry, begin, end)
+                covered, at = covered + end - begin, end
+        return covered
+
+    def _map(self, saved: dict[Shard, _Pieces], target: _Target, out: torch.Tensor) -> int:
+        """Fill from fragments of any shards; number of elements found.
+
+        Elements move in units that no shard cuts, which makes indices few; only where a fragment ends within a unit
+        does each element move by itself.
+        """
+        unit = _unit(target.shape, [target.shard, *saved])
+        step = _CHUNK // unit * unit
+        covered, start, stop = 0, target.start, target.start + out.numel()
+        for begin in range(start // unit * unit, stop, step):
+            end = min(begin + step, -(-stop // unit) * unit)
+            shard, grid = _in_units(target.shard, target.shape, unit)
+            positions = shard.whole_positions(grid, begin // unit, (end - begin) // unit)
+            values, found = self._take(saved, target.shape, positions, unit)
+            cut = (~found[:, 0]).nonzero().squeeze(1)
+            if unit > 1 and len(cut):
+                elements = (positions[cut, None] * unit + torch.arange(unit)).flatten()
+                single, single_found = self._take(saved, target.shape, elements, 1)
+                values[cut], found[cut] = single.view(-1, unit), single_found.view(-1, unit)
+            low, high = max(start, begin), min(stop, end)
+            out[low - start : high - start] = values.flatten()[low - begin : high - begin]
+            covered += int(found.flatten()[low - begin : high - begin].sum())
+        return covered
+
+    def _take(
+        self, saved: dict[Shard, _Pieces], shape: tuple[int, ...], positions: torch.Tensor, unit: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Units at ascending `positions` of the whole parameter, and which were found: both [positions, unit]."""
+        values, found = torch.empty(len(positions), unit), torch.zeros(len(positions), unit, dtype=torch.bool)
+        for other, pieces in saved.items():
+            shard, grid = _in_units(other, shape, unit)
+            local = shard.local_positions(grid, positions)
+            held = (local >= 0).nonzero().squeeze(1)
+            local = local[held]  # ascending, as a shard keeps the order of the whole
+            if not len(held):
+                continue
+            for file, entry in pieces.over(int(local[0]) * unit, (int(local[-1]) + 1) * unit):
+                inside = torch.tensor([-(-entry.start // unit), (entry.start + entry.numel) // unit])
+                first, last = torch.searchsorted(local, inside).tolist()
+                if first >= last:
+                    continue
+                begin, end = int(local[first]), int(local[last - 1]) + 1
+                part = self._slice(file, entry, begin * unit, end * unit).view(-1, unit)
+                values[held[first:last]] = part[local[first:last] - begin]
+                found[held[first:last]] = True
+        return values, found
+
+    def _slice(self, file: str, entry: FragmentEntry, begin: int, end: int) -> torch.Tensor:
+        """Elements [begin, end) of the shard, from one fragment: a view of the mapped file."""
+        return self._opened(file).get_slice(entry.key)[begin - entry.start : end - entry.start]
+
+    def _verify(self, file: str) -> None:
+        path, expected = self.folder / file, self._digests[file]
         try:
-            actual = xxhash.xxh64(path.read_bytes()).hexdigest()
+            actual = file_digest(path)
         except OSError as error:
             reason = f"cannot be read ({error.strerror}). Remedy: use another checkpoint"
             raise CheckpointError(f"{path}: {reason}") from error
@@ -88,10 +170,64 @@ class CheckpointReader:
             )
 
     def _opened(self, file: str) -> safe_open:
-        try:
-            return safe_open(self.folder / file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.folder / file}: cannot be read ({error})") from error
+        if file not in self._handles:
+            self._verify(file)
+            try:
+                self._handles[file] = safe_open(self.folder / file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{self.folder / file}: cannot be read ({error})") from error
+        return self._handles[file]
+
+
+_Row = tuple[str, FragmentEntry]
+
+
+class _Pieces:
+    """Saved fragments of one state of one shard, with their files, found by range without going through all."""
+
+    def __init__(self, rows: list[_Row]) -> None:
+        self._rows = sorted(rows, key=lambda row: (row[1].start, -row[1].numel))
+        self._starts = [entry.start for _, entry in self._rows]
+        self._reached = list(accumulate((entry.start + entry.numel for _, entry in self._rows), max))
+
+    def over(self, begin: int, end: int) -> Iterator[_Row]:
+        """Fragments that hold anything of [begin, end), in order."""
+        yield from self._rows[bisect_right(self._reached, begin) : bisect_left(self._starts, end)]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where the elements that are asked for begin: at `start` of the flattened `shard` of a parameter of `shape`."""
+
+    shape: tuple[int, ...]
+    shard: Shard
+    start: int
+
+
+def _plain(shard: Shard) -> Shard:
+    """The one name of the whole, which may be said in several ways."""
+    return WHOLE if shard.count == 1 else shard
+
+
+def _unit(shape: tuple[int, ...], shards: Iterable[Shard]) -> int:
+    """Number of elements that lie together in the whole and in all of `shards`, wherever a multiple of it begins."""
+    common = math.gcd(math.prod(shape), *(_run(shard, shape) for shard in shards))
+    return next(unit for unit in range(min(common, _MAX_UNIT), 0, -1) if common % unit == 0)
+
+
+def _run(shard: Shard, shape: tuple[int, ...]) -> int:
+    """Number of elements of the flattened whole that lie together in a shard."""
+    if shard.count == 1:
+        return math.prod(shape)
+    return math.prod(shape[shard.dim :]) // (shard.blocks * shard.count)
+
+
+def _in_units(shard: Shard, shape: tuple[int, ...], unit: int) -> tuple[Shard, tuple[int, int]]:
+    """The same cut of the parameter seen as units instead of elements: a shard of a matrix, and its shape."""
+    if shard.count == 1:
+        return shard, (1, math.prod(shape) // unit)
+    row = math.prod(shape[shard.dim :]) // unit
+    return Shard(1, shard.blocks, shard.index, shard.count), (math.prod(shape[: shard.dim]), row)
 
 
 def find_checkpoint(place: Path) -> Path:

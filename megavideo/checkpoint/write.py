@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import xxhash
 from safetensors.torch import save_file
 
 from megavideo.checkpoint.manifest import (
@@ -21,6 +20,7 @@ from megavideo.checkpoint.manifest import (
     FileEntry,
     FragmentEntry,
     Manifest,
+    file_digest,
     list_checkpoints,
     step_folder,
 )
@@ -34,8 +34,16 @@ class Header:
 
     step: int
     layout: str
-    shapes: dict[str, tuple[int, ...]]
     config: str
+
+
+@dataclass(frozen=True)
+class _RankPart:
+    """What one rank wrote: its file, where it had fragments, its count of updates, and its parameters' whole shapes."""
+
+    file: FileEntry | None
+    steps: int
+    shapes: dict[str, tuple[int, ...]]
 
 
 def write_checkpoint(checkpoints: Path, header: Header, fragments: Iterable[Fragment], *, keep: int) -> Path:
@@ -77,35 +85,46 @@ def _prepare(working: Path) -> None:
     working.mkdir(parents=True)
 
 
-def _write_rank(working: Path, rank: int, fragments: Iterable[Fragment]) -> tuple[FileEntry | None, int]:
-    """This rank's file, and the count of updates."""
-    tensors, entries, steps = {}, [], 0
+def _write_rank(working: Path, rank: int, fragments: Iterable[Fragment]) -> _RankPart:
+    tensors, entries, steps, shapes = {}, [], 0, {}
     for fragment in fragments:
         steps = max(steps, int(fragment.steps))
+        shapes[fragment.name] = fragment.shape
+        shard, start, numel = fragment.shard, fragment.start, fragment.numel
         for state, values in fragment.states.items():
-            key = f"{state}/{fragment.name}@{fragment.start}"
+            key = f"{state}/{fragment.name}/{shard.index}of{shard.count}@{start}+{numel}"
             tensors[key] = values.cpu().contiguous()
-            entries.append(FragmentEntry(key, state, fragment.name, fragment.start, fragment.numel))
+            entries.append(FragmentEntry(key, state, fragment.name, shard, start, numel))
     if not tensors:
-        return None, steps
+        return _RankPart(None, steps, shapes)
     path = working / f"fragments_{rank:05d}.safetensors"
     save_file(tensors, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    digest = xxhash.xxh64(path.read_bytes()).hexdigest()
-    return FileEntry(path.name, path.stat().st_size, digest, tuple(entries)), steps
+    entry = FileEntry(path.name, path.stat().st_size, file_digest(path), tuple(entries))
+    return _RankPart(entry, steps, shapes)
 
 
-def _publish(working: Path, final: Path, header: Header, parts: Sequence[tuple[FileEntry | None, int]]) -> None:
+def _publish(working: Path, final: Path, header: Header, parts: Sequence[_RankPart]) -> None:
     """Describe what all ranks wrote, and give it its name."""
-    files = tuple(file for file, _ in parts if file is not None)
-    updates = max(steps for _, steps in parts)
-    manifest = Manifest(FORMAT, header.step, updates, header.layout, header.shapes, header.config, files)
+    files = tuple(part.file for part in parts if part.file is not None)
+    updates = max(part.steps for part in parts)
+    manifest = Manifest(FORMAT, header.step, updates, header.layout, _shapes(parts), header.config, files)
     _write_flushed(working / MANIFEST, manifest.to_json().encode())
     if final.exists():  # the same step saved again after a resume
         shutil.rmtree(final)
     os.replace(working, final)
     _flush_folder(final.parent)
+
+
+def _shapes(parts: Sequence[_RankPart]) -> dict[str, tuple[int, ...]]:
+    """Whole shapes of all parameters, of which a rank may hold some only."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for rank, part in enumerate(parts):
+        for name, shape in part.shapes.items():
+            if shapes.setdefault(name, shape) != shape:
+                raise ValueError(f"parameter {name!r} is {shape} on rank {rank}, {shapes[name]} on one before it")
+    return shapes
 
 
 def _retain(checkpoints: Path, keep: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megavideo.cli.verb import TextOption
+from megavideo.cli.verb import TextOption, Words
 from megavideo.config.names import nearest
 from megavideo.errors import ConfigError
 
@@ -36,8 +36,8 @@ def split_verb(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, list(words)
 
 
-def parse_arguments(words: Sequence[str], options: Sequence[TextOption] = ()) -> Arguments:
-    """Sort the words after the verb.
+def parse_arguments(words: Sequence[str], options: Sequence[TextOption] = (), plain: Words | None = None) -> Arguments:
+    """Sort the words after the verb, which takes `plain` words where that is given.
 
     A text follows its flag as the next word or after `=`. Raises ConfigError for an unknown flag, a flag without its
     text, and a flag given twice that does not repeat.
@@ -57,13 +57,19 @@ def parse_arguments(words: Sequence[str], options: Sequence[TextOption] = ()) ->
                 text = _next_text(rest, by_flag[flag], [*SWITCHES, *by_flag])
             if flag in texts and not by_flag[flag].repeats:
                 raise ConfigError(flag, text, "is given twice", "keep one of the two")
-            texts.setdefault(flag, []).append(text)
+            setting = by_flag[flag].sets
+            if setting is not None:
+                overrides.append(f"{setting}={text}")
+            else:
+                texts.setdefault(flag, []).append(text)
         elif word.startswith("-"):
             known = [*SWITCHES, *by_flag]
             close = nearest(flag, known)
             remedy = f"did you mean {close}?" if close else _without_dashes(flag, text, known)
             raise ConfigError(flag, text or None, "there is no such option", remedy)
-        elif joined and f"--{flag}" in by_flag:
+        elif plain is not None and not joined:
+            texts.setdefault(plain.metavar, []).append(word)
+        elif joined and f"--{flag}" in by_flag and by_flag[f"--{flag}"].sets is None:
             raise ConfigError(flag, text, "is an option, not a setting", f'write --{flag} "{text}"')
         else:
             overrides.append(word)

@@ -36,14 +36,16 @@ def verb_help(verb: Verb) -> str:
     groups = group_defaults(folder, verb.primary)
     values = compose_values(verb.schema, verb.primary, [])
     flags = "".join(f" [{option.flag} {option.metavar}]" for option in verb.options)
+    plain = f" {verb.words.metavar} ..." if verb.words else ""
     lines = [
-        f"usage: megavideo {verb.name} key=value ...{flags} [--help] [--json] [-v]",
+        f"usage: megavideo {verb.name}{plain} key=value ...{flags} [--help] [--json] [-v]",
         "",
         verb.summary,
         "",
         "Options:",
     ]
-    lines += _columns([*_option_rows(verb.options), *COMMON])
+    words = [(verb.words.metavar, verb.words.summary)] if verb.words else []
+    lines += _columns([*words, *_option_rows(verb.options), *COMMON])
     if groups:
         rows = [
             (group, f"{' | '.join(group_options(folder, group))}  (default {chosen})")

@@ -53,7 +53,7 @@ def _dispatch(given: Sequence[str]) -> int:
     if name is None or name.startswith("-"):
         return _without_verb(given)
     verb = find_verb(name)
-    arguments = parse_arguments(words, verb.options)
+    arguments = parse_arguments(words, verb.options, verb.words)
     if "help" in arguments.switches:
         print(verb_help(verb))
         return 0

@@ -15,12 +15,24 @@ Texts = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class TextOption:
-    """A flag that takes free text, as `--prompt TEXT`; the text is never parsed as an override."""
+    """A flag that takes free text, as `--prompt TEXT`; the text is never parsed as an override.
+
+    With `sets` the flag is another way to write that setting: `--steps 3` for `steps=3`.
+    """
 
     flag: str
     metavar: str
     summary: str
     repeats: bool = False
+    sets: str | None = None
+
+
+@dataclass(frozen=True)
+class Words:
+    """Plain words that a verb takes, neither flags nor settings; they are among the texts under `metavar`."""
+
+    metavar: str
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -40,13 +52,14 @@ class Verb:
     run: Callable[[Any, Texts], Any]
     describe: Callable[[Any], str]
     options: tuple[TextOption, ...] = ()
+    words: Words | None = None
     distributed: bool = False
     examples: tuple[str, ...] = ()
 
 
 def verb_names() -> tuple[str, ...]:
     """Names of the verbs in the order in which a user meets them; each is a module of `cli/verbs` holding `VERB`."""
-    return ("ingest", "encode", "train", "sample", "demo")
+    return ("ingest", "encode", "train", "sample", "demo", "parity", "doctor")
 
 
 def find_verb(name: str) -> Verb:

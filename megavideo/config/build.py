@@ -56,7 +56,8 @@ def type_name(hint: Any) -> str:
     if get_origin(inner) is Literal:
         name = " | ".join(str(choice) for choice in get_args(inner))
     elif get_origin(inner) is tuple:
-        name = "[" + ", ".join(type_name(item) for item in get_args(inner)) + "]"
+        items = ["..." if item is Ellipsis else type_name(item) for item in get_args(inner)]
+        name = "[" + ", ".join(items) + "]"
     else:
         name = {str: "text", bool: "true | false"}.get(inner, getattr(inner, "__name__", str(inner)))
     return f"{name} or null" if optional else name
@@ -149,6 +150,8 @@ def _sequence(hint: Any, value: Any, place: str, metadata: Mapping[str, Any]) ->
     items = get_args(hint)
     if not isinstance(value, (list, tuple)):
         raise _wrong_type(place, value, hint)
+    if items[-1] is Ellipsis:
+        items = items[:1] * len(value)
     if len(value) != len(items):
         rule = f"must hold exactly {len(items)} values"
         raise ConfigError(place, list(value), rule, f"write {place}={_blank(hint)}")
@@ -170,7 +173,8 @@ def _in_range(value: Any, place: str, metadata: Mapping[str, Any]) -> Any:
 
 def _blank(hint: Any) -> str:
     """What to fill in: `[VALUE,VALUE]` for a pair."""
-    return f"[{','.join(['VALUE'] * len(get_args(hint)))}]" if get_origin(hint) is tuple else "VALUE"
+    inner, _ = unwrap_optional(hint)
+    return f"[{','.join(['VALUE'] * len(get_args(inner)))}]" if get_origin(inner) is tuple else "VALUE"
 
 
 def _wrong_type(place: str, value: Any, hint: Any) -> ConfigError:

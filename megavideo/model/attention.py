@@ -6,6 +6,7 @@ Shape legend: N query tokens, M key tokens, K segments, A heads, h head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,15 @@ class Segments:
         bounds = tuple(cu_seqlens.tolist()) if cu_seqlens.device.type == "cpu" else ()
         return cls(cu_seqlens, bounds, num_tokens)
 
+    def clipped(self, begin: int, end: int) -> Segments:
+        """The parts of the segments in the run [begin, end) of the axis, counted from its start."""
+        bounds = tuple(min(max(bound, begin), end) - begin for bound in self.bounds)
+        return Segments(self.cu_seqlens.clamp(begin, end) - begin, bounds, end - begin)
+
+    def host_bounds(self) -> tuple[int, ...]:
+        """The bounds on the host; where only the device knows them, this waits for it."""
+        return self.bounds or tuple(self.cu_seqlens.tolist())
+
 
 def attend_varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Segments, keys: Segments
@@ -41,6 +51,85 @@ def attend_varlen(
     if query.device.type == "cpu":
         return _attend_cpu(query, key, value, queries.bounds, keys.bounds)
     return _attend_cuda(query, key, value, queries, keys)
+
+
+def attend_varlen_backward(
+    grad: torch.Tensor,
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    queries: Segments,
+    keys: Segments,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value (`inputs`) of `attend_varlen`, whose output's gradient is `grad`.
+
+    `out` and `lse` may come from more keys than are given here: then these are the given keys' share of the
+    gradients of the attention over all keys, which is what makes a ring exact.
+    """
+    if grad.device.type == "cpu":
+        return _backward_cpu(grad, inputs, out, lse, queries.bounds, keys.bounds)
+    rng_state = torch.zeros(2, dtype=torch.uint64, device=grad.device)  # unused without dropout
+    dq, dk, dv = torch.ops.torch_attn._varlen_attn_backward(
+        grad,
+        *inputs,
+        out,
+        lse,
+        queries.cu_seqlens,
+        keys.cu_seqlens,
+        queries.max_tokens,
+        keys.max_tokens,
+        False,
+        rng_state,
+    )
+    in_query = torch.arange(grad.shape[0], device=grad.device) < queries.cu_seqlens[-1]
+    in_key = torch.arange(dk.shape[0], device=grad.device) < keys.cu_seqlens[-1]
+    # the kernel leaves rows outside every segment unwritten
+    return _kept(dq, in_query), _kept(dk, in_key), _kept(dv, in_key)
+
+
+def _kept(rows: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    return torch.where(real[:, None, None], rows, 0.0)
+
+
+class _Nothing(torch.autograd.Function):
+    """Attention of tokens that belong to no segment: zeros, with zero gradients.
+
+    A run of nothing but padding still takes part in the backward pass: a rank whose parameters had no gradient at all
+    would fall out of step with the others' reductions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        ctx.save_for_backward(query, key, value)
+        return torch.zeros_like(query)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return tuple(torch.zeros_like(t) for t in ctx.saved_tensors)
+
+
+def _backward_cpu(
+    grad: torch.Tensor,
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q_bounds: tuple[int, ...],
+    k_bounds: tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = inputs
+    grads = tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)
+    for i in range(len(q_bounds) - 1):
+        q0, q1, k0, k1 = q_bounds[i], q_bounds[i + 1], k_bounds[i], k_bounds[i + 1]
+        if q1 == q0 or k1 == k0:
+            continue
+        rows = (grad[q0:q1], query[q0:q1], key[k0:k1], value[k0:k1], out[q0:q1])
+        parts = (t.transpose(0, 1).unsqueeze(0) for t in rows)
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *parts, lse[None, :, q0:q1].contiguous(), 0.0, False
+        )
+        for whole, part, (begin, end) in zip(grads, found, ((q0, q1), (k0, k1), (k0, k1)), strict=True):
+            whole[begin:end] = part[0].transpose(0, 1)
+    return grads[0], grads[1], grads[2]
 
 
 def _attend_cpu(
@@ -57,7 +146,8 @@ def _attend_cpu(
         outputs.append(out[0].transpose(0, 1))
         sums.append(lse[0])
     if not outputs:
-        return torch.zeros_like(query), query.new_zeros(query.shape[1], query.shape[0])
+        nothing: torch.Tensor = _Nothing.apply(query, key, value)
+        return nothing, query.new_zeros(query.shape[1], query.shape[0])
     # one segment needs no copy
     out, lse = (torch.cat(outputs), torch.cat(sums, dim=1)) if len(outputs) > 1 else (outputs[0], sums[0])
     tail = query.shape[0] - q_bounds[-1]

@@ -16,6 +16,7 @@ from megavideo.config.schema.model import ModelConfig
 from megavideo.model.attention import Segments
 from megavideo.model.layers import Layers
 from megavideo.model.modulation import gated_add, norm_modulate
+from megavideo.model.recompute import KEEP_ALL, BlockRecompute
 from megavideo.model.rope import rotate
 from megavideo.model.rows import Rows
 
@@ -84,23 +85,34 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with a tanh-approximated GELU between."""
 
-    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+    def __init__(self, config: ModelConfig, layers: Layers, recompute: BlockRecompute = KEEP_ALL) -> None:
         super().__init__()
+        self.layers = layers
+        self.recompute = recompute
         self.up = layers.column(config.width, config.ffn)
         self.down = layers.row(config.ffn, config.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, D] -> [n, D]."""
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.recompute.run("gelu", self._activate, self.up(x))
+
+    def _activate(self, x: torch.Tensor) -> torch.Tensor:
+        with self.layers.precision():
+            return self.down(F.gelu(x, approximate="tanh"))
 
 
 class Block(nn.Module):
-    """A DiT block; `adaln` adds a table to the shared projection, `adaln_zero` projects the timestep itself."""
+    """A DiT block; `adaln` adds a table to the shared projection, `adaln_zero` projects the timestep itself.
 
-    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+    Its parts, each with the norm before it, run in the layers' precision and may be recomputed; the tables of
+    conditioning rows and the gated sums are small or cheap and belong to none.
+    """
+
+    def __init__(self, config: ModelConfig, layers: Layers, recompute: BlockRecompute = KEEP_ALL) -> None:
         super().__init__()
         self.eps = config.eps
         self.layers = layers
+        self.recompute = recompute
         if config.modulation == "adaln":
             self.modulation_table = nn.Parameter(torch.empty(6, config.width))
         else:
@@ -108,7 +120,7 @@ class Block(nn.Module):
         self.self_attention = SelfAttention(config, layers)
         self.cross_norm = layers.layer_norm(config.width, config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attention = CrossAttention(config, layers)
-        self.ffn = FeedForward(config, layers)
+        self.ffn = FeedForward(config, layers, recompute)
 
     def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """[n, D] -> [n, D]."""
@@ -117,8 +129,21 @@ class Block(nn.Module):
         else:
             table = self.layers.over_tokens(self.modulation(F.silu(cond.time))).unflatten(-1, (6, -1))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.unbind(1)
-        attended = self.self_attention(norm_modulate(x, shift_a, scale_a, cond.rows, self.eps), cond)
-        x = gated_add(x, attended, gate_a, cond.rows)
-        x = x + self.cross_attention(self.cross_norm(x), cond)
-        fed = self.ffn(norm_modulate(x, shift_f, scale_f, cond.rows, self.eps))
-        return gated_add(x, fed, gate_f, cond.rows)
+
+        # the precision is entered inside, because recomputation starts there
+        def attend_self(x: torch.Tensor) -> torch.Tensor:
+            with self.layers.precision():
+                return self.self_attention(norm_modulate(x, shift_a, scale_a, cond.rows, self.eps), cond)
+
+        def attend_text(x: torch.Tensor) -> torch.Tensor:
+            with self.layers.precision():
+                return self.cross_attention(self.cross_norm(x), cond)
+
+        def feed_forward(x: torch.Tensor) -> torch.Tensor:
+            with self.layers.precision():
+                return self.ffn(norm_modulate(x, shift_f, scale_f, cond.rows, self.eps))
+
+        run = self.recompute.run
+        x = gated_add(x, run("self_attention", attend_self, x), gate_a, cond.rows)
+        x = x + run("cross_attention", attend_text, x)
+        return gated_add(x, run("ffn", feed_forward, x), gate_f, cond.rows)

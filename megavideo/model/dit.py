@@ -7,18 +7,20 @@ P patch width, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from megavideo.config.schema.model import ModelConfig
+from megavideo.config.schema.train import RecomputeConfig
 from megavideo.model.block import Block, Conditioning
 from megavideo.model.layers import Layers
 from megavideo.model.modulation import norm_modulate, sinusoid
 from megavideo.model.pack_index import PackFacts, PackIndex
 from megavideo.model.place import PLACE_FEATURES, place_features
+from megavideo.model.recompute import WHOLE, BlockRecompute
 from megavideo.model.rope import rotary_table
 from megavideo.model.rows import Rows
 from megavideo.types import PackedBatch
@@ -118,19 +120,24 @@ class DiT(nn.Module):
     """A Wan-shaped video DiT, or the stage of it that holds the blocks of `part`.
 
     The first stage has the embedder too, the last one the head; parameters have the names of the whole model.
-    `recompute` keeps only each block's input for the backward pass.
+    `recompute` says what is computed again in the backward pass in place of being kept; None keeps everything.
     """
 
     def __init__(
-        self, config: ModelConfig, layers: Layers, *, part: range | None = None, recompute: bool = False
+        self,
+        config: ModelConfig,
+        layers: Layers,
+        *,
+        part: range | None = None,
+        recompute: RecomputeConfig | None = None,
     ) -> None:
         super().__init__()
         part = range(config.layers) if part is None else part
         self.config = config
         self.layers = layers
-        self.recompute = recompute
         self.embed = Embedder(config, layers) if part.start == 0 else None
-        self.blocks = nn.ModuleDict({str(i): Block(config, layers) for i in part})
+        self.recompute = {str(i): BlockRecompute.of(recompute, i, config.layers) for i in part}
+        self.blocks = nn.ModuleDict({i: Block(config, layers, share) for i, share in self.recompute.items()})
         self.head = Head(config, layers) if part.stop == config.layers else None
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
@@ -150,11 +157,8 @@ class DiT(nn.Module):
 
     def run_blocks(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """[n, D] -> [n, D] through the blocks held here."""
-        for block in self.blocks.values():
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, cond, use_reentrant=False)
-            else:
-                x = block(x, cond)
+        for number, block in self.blocks.items():
+            x = self.recompute[number].run(WHOLE, partial(block, cond=cond), x)
         return x
 
     def conditioning(self, hidden: Hidden) -> Conditioning:

@@ -10,6 +10,7 @@ hold alike but each applies only to its share has a partial gradient on each, wh
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -85,6 +86,10 @@ class Layers(Protocol):
         """Attention of attended tokens [m, A, h] to the whole text [M, A, h] of their segment."""
         ...
 
+    def precision(self) -> AbstractContextManager[None]:
+        """The context in which a block runs (FP8 autocast of Transformer Engine), entered again in recomputation."""
+        ...
+
 
 class LocalLayers:
     """Plain torch layers of one process."""
@@ -150,3 +155,7 @@ class LocalLayers:
     ) -> torch.Tensor:
         """Attention by the local varlen kernel."""
         return attend_varlen(query, key, value, segments, text)[0]
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Nothing: the weights' own precision."""
+        return nullcontext()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,9 +42,9 @@ class AdamWWithEma(torch.optim.AdamW):
                     state[EMA].lerp_(parameter, 1.0 - decay)
         return result
 
-    def create_state(self) -> None:
-        """Make all states at once, at zero steps, so that a checkpoint can be read into them."""
-        for parameter in self._parameters():
+    def create_state(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Make the states of parameters at once, at zero steps, so that a checkpoint can be read into them."""
+        for parameter in parameters:
             if not self.state[parameter]:
                 self._begin(parameter)
 

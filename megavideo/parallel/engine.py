@@ -1,31 +1,50 @@
-"""DeepSpeed's engine around the model: the one place that speaks to it.
+"""DeepSpeed's engine around the model: what every engine here can do, and the one without a pipeline.
 
-The engine averages gradients over the data axis, clips by the global norm, and on a non-finite norm skips the update
-on every rank alike.
+An engine averages gradients over the data axis, clips by the norm over the whole model, and on a non-finite norm skips
+the update on every rank alike.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, MutableMapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from megavideo.config.layout import Layout
+from megavideo.parallel.deepspeed import initialize
+from megavideo.parallel.groups import Groups
+from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.norm import ClippedStep
+from megavideo.parallel.sharding import Shard, shard_of
+from megavideo.types import PackedBatch
 
-_NOISY_LOGGERS = ("DeepSpeed", "torch.utils.cpp_extension")
+TokenLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A whole pack, and this process's own part of its target [n, P] and of its loss weights [n]."""
+
+    pack: PackedBatch
+    target: torch.Tensor
+    weight: torch.Tensor
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What an update did: gradient norm before clipping (infinite where not finite), and whether it was applied."""
+    """What an update did: gradient norm before clipping (infinite where not finite), and whether it was applied.
+
+    `errors` has the own tokens' errors [n] of each micro-batch; it is empty on a stage that forms no loss.
+    """
 
     grad_norm: float
     applied: bool
+    errors: tuple[torch.Tensor, ...]
 
 
 class BaseOptimizer(Protocol):
@@ -38,83 +57,181 @@ class BaseOptimizer(Protocol):
         """The states of each parameter, by name."""
         ...
 
-    def create_state(self) -> None:
-        """Make the states of every parameter, at zero steps."""
+    def create_state(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Make the states of the given parameters, at zero steps."""
+        ...
+
+    def register_step_pre_hook(self, hook: Any) -> Any:
+        """Call `hook(optimizer, args, kwargs)` before each update."""
         ...
 
 
-class Engine:
-    """A model under data parallelism with ZeRO 0 or 1.
+@dataclass(frozen=True)
+class EnginePlan:
+    """What an engine must know besides the model: layout, place, precision, and how a step is made.
 
-    `micro_steps` packs are accumulated before each update. `optimizer` builds the optimizer once the parameters have
-    the engine's precision.
+    A step accumulates `micro_steps` packs and clips at `clip` (None: not at all).
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Callable[[nn.Module], BaseOptimizer],
-        layout: Layout,
-        *,
-        precision: str,
-        micro_steps: int,
-        clip: float | None,
-    ) -> None:
-        deepspeed = _import_deepspeed()
-        self.base_optimizer: BaseOptimizer = optimizer(model)
-        settings: dict[str, Any] = {
+    layout: Layout
+    mesh: ProcessMesh
+    groups: Groups
+    dtype: torch.dtype
+    micro_steps: int
+    clip: float | None
+    token_loss: TokenLoss
+
+    def deepspeed_settings(self) -> dict[str, Any]:
+        """DeepSpeed's configuration."""
+        zero: dict[str, Any] = {"stage": self.layout.zero}
+        if self.layout.offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        return {
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": micro_steps,
-            "gradient_clipping": clip or 0.0,
-            "zero_optimization": {"stage": layout.zero},
+            "gradient_accumulation_steps": self.micro_steps,
+            # without ZeRO the clipping is ours: the engine's own does not tell the norm
+            "gradient_clipping": (self.clip or 0.0) if self.layout.zero else 0.0,
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": precision == "bf16"},
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": self.dtype == torch.bfloat16},
             "data_types": {"grad_accum_dtype": "fp32"},
+            "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
             "steps_per_print": 10**9,
         }
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=self.base_optimizer, config=settings)
+
+
+class Engine(ABC):
+    """A model under a layout: makes updates and tells what it holds."""
+
+    base_optimizer: BaseOptimizer
+
+    def __init__(self, plan: EnginePlan) -> None:
+        self.plan = plan
+        self.dtype = plan.dtype
+        self.zero = plan.layout.zero
+        self._clipped: ClippedStep | None = None
+
+    @abstractmethod
+    def update(self, batches: Sequence[MicroBatch], scale: float, learning_rate: float) -> StepOutcome:
+        """Train on the micro-batches of one step; each token's error is multiplied by `scale` before its backward."""
+
+    @abstractmethod
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters on this rank under the names of the whole model."""
+
+    @property
+    @abstractmethod
+    def deepspeed(self) -> Any:
+        """DeepSpeed's engine."""
+
+    def local_parameters(self) -> Iterator[tuple[str, nn.Parameter, Shard]]:
+        """Parameters on this rank, and which part of each it is."""
+        mesh = self.plan.mesh
+        for name, parameter in self.named_parameters():
+            yield name, parameter, shard_of(parameter, mesh.tp_rank, mesh.tp)
+
+    def create_state(self) -> None:
+        """Make all states of the optimizer, at zero steps, so that a checkpoint can be read into them."""
+        if self.zero == 3:
+            self.base_optimizer.create_state(self.deepspeed.optimizer.fp32_partitioned_groups_flat)
+        else:
+            self.base_optimizer.create_state([p for g in self.base_optimizer.param_groups for p in g["params"]])
+
+    def publish_weights(self) -> None:
+        """Take the weights that the model computes with from the optimizer's own, which a checkpoint has just filled.
+
+        Only ZeRO-3 needs it: there the model has no weights of its own to be filled. A collective call.
+        """
+        if self.zero == 3:
+            optimizer = self.deepspeed.optimizer
+            for group in range(len(optimizer.fp16_groups)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
+
+    def num_parameters(self) -> int:
+        """Parameters of the whole model; a collective call."""
+        mesh = self.plan.mesh
+        held = sum(
+            getattr(parameter, "ds_numel", parameter.numel()) / (1 if shard.count > 1 else mesh.tp)
+            for _, parameter, shard in self.local_parameters()
+        )
+        total = torch.tensor(held, dtype=torch.float64, device=next(iter(self.named_parameters()))[1].device)
+        dist.all_reduce(total, group=self.plan.groups.replica)
+        return round(float(total))
+
+    def _take_over_clipping(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Without ZeRO: norm over the whole model, clipping and skipping happen just before the optimizer's step."""
+        if self.zero == 0:
+            self._clipped = ClippedStep(parameters, self.plan.groups, self.plan.clip)
+            self.base_optimizer.register_step_pre_hook(self._clipped)
+
+    def _outcome(self, errors: Sequence[torch.Tensor]) -> StepOutcome:
+        if self._clipped is not None:
+            return StepOutcome(self._clipped.norm, self._clipped.applied, tuple(errors))
+        norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+        return StepOutcome(norm, not self.deepspeed.optimizer.overflow, tuple(errors))
+
+
+class DataEngine(Engine):
+    """A model without pipeline, under ZeRO 0 to 3. `optimizer` builds the optimizer of a model."""
+
+    def __init__(self, model: nn.Module, optimizer: Callable[[nn.Module], BaseOptimizer], plan: EnginePlan) -> None:
+        super().__init__(plan)
+        self.base_optimizer = optimizer(model)
+        self._take_over_clipping(list(model.parameters()))
+        self._engine = initialize(
+            model=model,
+            optimizer=self.base_optimizer,
+            config=plan.deepspeed_settings(),
+            mpu=_ModelParallel(plan.groups) if plan.mesh.tp > 1 else None,
+        )
         self.module: nn.Module = self._engine.module
-        self.zero = layout.zero
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
-    def forward(self, *inputs: Any) -> torch.Tensor:
-        """The model's output, through the engine's hooks."""
-        return self._engine(*inputs)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate the gradients of one pack; at the last one of a step they are averaged over the data axis."""
-        self._engine.backward(loss)
-
-    def step(self, learning_rate: float, *, last: bool) -> StepOutcome | None:
-        """Advance by one pack; at the `last` one of a step, update and say what came of it."""
+    def update(self, batches: Sequence[MicroBatch], scale: float, learning_rate: float) -> StepOutcome:
+        """Forward and backward of each micro-batch in turn, then the update."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if not last:
+        errors: list[torch.Tensor] = []
+        for batch in batches:
+            error = self.plan.token_loss(self._engine(batch.pack), batch.target, batch.weight)
+            self._engine.backward(error.sum() * scale)
+            errors.append(error.detach())
             self._engine.step()
-            return None
-        if self.zero == 0:
-            # gradients are averaged and alike on every rank by now; the engine itself looks at their norm only to clip
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-            self._engine.step()
-            return StepOutcome(norm if math.isfinite(norm) else math.inf, math.isfinite(norm))
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm() or 0.0)
-        return StepOutcome(norm, not self._engine.optimizer.overflow)
+        return self._outcome(errors)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The module's own names."""
+        return self.module.named_parameters()
+
+    @property
+    def deepspeed(self) -> Any:
+        """A DeepSpeedEngine."""
+        return self._engine
 
 
-def _import_deepspeed() -> Any:
-    """DeepSpeed, imported late (it takes seconds and reads DS_ACCELERATOR), and kept from what a run does not need."""
-    # it warns of missing CUDA compilers and of optimizers it has not tested; ours is covered by our own tests
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import deepspeed
-    from deepspeed.ops.op_builder.builder import OpBuilder
+class _ModelParallel:
+    """The tensor and data groups, as DeepSpeed asks a model-parallel unit for them."""
 
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # its shared-memory all-reduce serves inference only, and would be compiled with C++ at the start of every CPU run
-    shm = deepspeed.accelerator.get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if isinstance(shm, OpBuilder):
-        deepspeed.ops.__compatible_ops__[shm.NAME] = False
-    return deepspeed
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.tp
+
+    def get_model_parallel_rank(self) -> int:
+        return self._groups.tp.rank()
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._groups.tp.size()
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self._groups.tp.size()
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.data
+
+    def get_data_parallel_rank(self) -> int:
+        return self._groups.data.rank()
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._groups.data.size()

@@ -18,7 +18,7 @@ _IS_SHARDED, _DIM, _BLOCKS = "tensor_model_parallel", "partition_dim", "partitio
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count` along `dim`, in which `blocks` equal matrices are stacked. A whole one is (0, 1, 0, 1)."""
+    """Part `index` of `count` along `dim`, in which `blocks` equal matrices are stacked; by default the whole."""
 
     dim: int = 0
     blocks: int = 1

@@ -20,6 +20,7 @@ from megavideo.model.init import init_weights, parameter_generator
 from megavideo.model.layers import LocalLayers
 from megavideo.observe.run_folder import create_run_folder
 from megavideo.parallel.fragments import WEIGHT, Fragment
+from megavideo.parallel.sharding import WHOLE
 from megavideo.testing.dataset import TEXT_DIM, small_autoencoder
 
 _SPREAD = 0.1
@@ -51,6 +52,8 @@ def fragments_of(weights: DiT, average: DiT) -> list[Fragment]:
     return [
         Fragment(
             name,
+            tuple(parameter.shape),
+            WHOLE,
             0,
             {WEIGHT: parameter.detach().flatten(), "ema": averages[name].detach().flatten()},
             torch.tensor(5.0),
@@ -65,8 +68,7 @@ def write_run(config: TrainRun, *, step: int = 5) -> Path:
     save_encoders(folder.encoders, small_autoencoder(), BytesTextEncoder(TEXT_DIM, 16))
     (folder.root / "sampling.json").write_text('{"fps": 8.0}')
     weights, average = random_model(config.model, 0), random_model(config.model, 1)
-    shapes = {name: tuple(parameter.shape) for name, parameter in weights.named_parameters()}
     with alone():
-        header = Header(step, config.layout, shapes, to_yaml(config))
+        header = Header(step, config.layout, to_yaml(config))
         write_checkpoint(folder.checkpoints, header, fragments_of(weights, average), keep=2)
     return folder.root

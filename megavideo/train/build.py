@@ -15,13 +15,15 @@ from megavideo.data.storage import LocalStorage
 from megavideo.diffusion.objective import build_objective
 from megavideo.errors import ConfigError
 from megavideo.model.dit import DiT
-from megavideo.model.init import init_weights
-from megavideo.model.layers import LocalLayers
+from megavideo.model.init import initial_value
 from megavideo.optim.build import build_optimizer
 from megavideo.parallel.distributed import Launch, check_precision
-from megavideo.parallel.engine import Engine
+from megavideo.parallel.engine import Engine, EnginePlan
+from megavideo.parallel.groups import Groups
 from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.parallelize import parallelize
 from megavideo.train.feed import Feed
+from megavideo.train.step import squared_error
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,29 @@ def build_parts(config: TrainRun, launch: Launch) -> Parts:
     """
     check_precision("train.precision", config.train.precision, launch.device)
     layout = parse_layout(config.layout)
-    mesh = ProcessMesh.of(layout, launch.rank, launch.world_size)
+    mesh = ProcessMesh.of(layout, config.model.heads, launch.rank, launch.world_size)
     _check_packs(config, mesh)
     dataset = open_dataset(config.data.uri)
     _check_dataset(config, dataset)
     feed = Feed(config, dataset, ShardReader(dataset, _cache(config, dataset)), build_objective(config.diffusion), mesh)
-    model = DiT(config.model, LocalLayers(), recompute=config.train.recompute == "full")
-    init_weights(model, config.train.seed)
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    engine = Engine(
-        model.to(launch.device, dtype),
-        lambda module: build_optimizer(module, config.optim),
-        layout,
-        precision=config.train.precision,
+    plan = EnginePlan(
+        layout=layout,
+        mesh=mesh,
+        groups=Groups.of(mesh),
+        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         micro_steps=config.train.packs_per_step // mesh.dp,
         clip=config.optim.clip,
+        token_loss=squared_error,
     )
-    engine.base_optimizer.create_state()
+    engine = parallelize(
+        lambda layers, part: DiT(config.model, layers, part=part, recompute=config.train.recompute),
+        config.model.layers,
+        lambda name, shape: initial_value(name, shape, config.train.seed),
+        lambda module: build_optimizer(module, config.optim),
+        plan,
+        launch.device,
+    )
+    engine.create_state()
     return Parts(layout, mesh, dataset, feed, engine)
 
 

@@ -117,9 +117,8 @@ class Loop:
 
     def _save(self, step: int) -> Path:
         engine, layout = self._parts.engine, self._parts.layout
-        shapes = {name: tuple(parameter.shape) for name, parameter in engine.module.named_parameters()}
-        header = Header(step, layout.format(), shapes, to_yaml(self._config))
-        fragments = owned_fragments(engine, dp_rank=self._parts.mesh.dp_rank)
+        header = Header(step, layout.format(), to_yaml(self._config))
+        fragments = owned_fragments(engine)
         keep = self._config.train.keep_checkpoints
         path = write_checkpoint(self._folder.checkpoints, header, fragments, keep=keep)
         if self._metrics is not None:

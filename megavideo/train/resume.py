@@ -7,11 +7,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from megavideo.checkpoint.manifest import list_checkpoints
 from megavideo.checkpoint.read import CheckpointReader
 from megavideo.config.dump import from_yaml
 from megavideo.config.schema.train import TrainRun
-from megavideo.errors import ConfigError
+from megavideo.errors import CheckpointError, ConfigError
 from megavideo.parallel.engine import Engine
 from megavideo.parallel.fragments import held_fragments
 
@@ -50,15 +52,36 @@ def check_same_run(config: TrainRun, config_file: Path) -> None:
 
 
 def load_newest(checkpoints: Path, engine: Engine) -> int:
-    """Fill the engine from the newest checkpoint; the number of steps done, 0 where there is none."""
+    """Fill the engine from the newest checkpoint; the number of steps done, 0 where there is none; a collective call.
+
+    Raises CheckpointError on every rank where any of them met a file that cannot be used.
+    """
     found = list_checkpoints(checkpoints)
     if not found:
         return 0
-    reader = CheckpointReader(found[-1])
-    reader.fill_module(engine.module)
+    step, failure = 0, None
+    try:
+        step = _fill(engine, found[-1])
+    except CheckpointError as error:
+        failure = error
+    # ranks read files of their own, and one that fails would leave the others waiting for it
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    if any(failures):
+        raise CheckpointError("; ".join(f"rank {rank} failed: {text}" for rank, text in enumerate(failures) if text))
+    logging.getLogger(__name__).info("going on from %s", found[-1])
+    return step
+
+
+def _fill(engine: Engine, checkpoint: Path) -> int:
+    reader = CheckpointReader(checkpoint)
+    if engine.zero < 3:
+        reader.fill_parameters(engine.local_parameters())
     for fragment in held_fragments(engine):
         reader.fill(fragment)
-    logging.getLogger(__name__).info("going on from %s", found[-1])
+    engine.publish_weights()
     return reader.manifest.step
 
 

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from megavideo.generate.loaded_run import SAMPLING_FILE
 from megavideo.observe.metrics import MetricsSink, MetricsWriter
 from megavideo.observe.progress import TrainingProgress
 from megavideo.observe.run_folder import RunFolder, create_run_folder
+from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.distributed import Launch, process_group
 from megavideo.train.build import build_parts
 from megavideo.train.loop import FAULTS_FILE, Loop
@@ -75,9 +77,11 @@ def _train(config: TrainRun, launch: Launch) -> TrainReport:
         begin,
         None if peak is None else peak * launch.world_size,
     )
-    num_parameters = sum(parameter.numel() for parameter in parts.engine.module.parameters())
+    num_parameters = parts.engine.num_parameters()
     _announce(config, parts.dataset, num_parameters, launch)
-    trainer = Trainer(config, parts.engine, parts.mesh, launch.device)
+    trainer = Trainer(
+        parts.engine, parts.mesh, launch.device, partial(learning_rate, config.optim, num_steps=config.train.steps)
+    )
     if launch.rank == 0 and (faults := place.root / FAULTS_FILE).exists():
         MetricsWriter(faults, begin).close()  # steps after the checkpoint are made again, and so are their faults
     metrics = MetricsWriter(place.metrics, begin, _sinks(config, place, begin)) if launch.rank == 0 else None

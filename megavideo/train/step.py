@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megavideo.config.schema.train import TrainRun
-from megavideo.optim.schedule import learning_rate
-from megavideo.parallel.engine import Engine
+from megavideo.parallel.engine import Engine, MicroBatch
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.train.feed import StepInput
 from megavideo.train.noising import TrainBatch
@@ -43,47 +42,48 @@ class Suspect:
     error: float
 
 
-class Trainer:
-    """Runs steps on the engine."""
+def squared_error(prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean squared error of each token: prediction and target [n, P], weight [n] -> [n], float32."""
+    return (prediction.float() - target).square().mean(dim=1) * weight
 
-    def __init__(self, config: TrainRun, engine: Engine, mesh: ProcessMesh, device: torch.device) -> None:
-        self._config = config
+
+class Trainer:
+    """Runs steps on the engine. `rate` gives the learning rate of a step."""
+
+    def __init__(self, engine: Engine, mesh: ProcessMesh, device: torch.device, rate: Callable[[int], float]) -> None:
         self._engine = engine
         self._mesh = mesh
+        self._rate = rate
         self.device = device
 
     def step(self, given: StepInput) -> tuple[StepReport, list[Suspect]]:
         """Train on this rank's packs; the suspects of all ranks are named where the step was skipped."""
-        rate = learning_rate(self._config.optim, given.step, self._config.train.steps)
+        rate = self._rate(given.step)
         # the engine takes the mean over ranks and packs; times their number it is the sum, and so over all tokens
         scale = self._mesh.loss_replicas * len(given.batches) / given.loss_tokens
-        total = torch.zeros((), device=self.device)
-        errors: list[torch.Tensor] = []
-        outcome = None
-        for i, batch in enumerate(given.batches):
-            batch = batch.to(self.device, self._engine.dtype)
-            error = self._token_errors(batch)
-            total += error.sum().detach()
-            errors.append(error.detach())
-            self._engine.backward(error.sum() * scale)
-            outcome = self._engine.step(rate, last=i + 1 == len(given.batches))
+        outcome = self._engine.update([self._micro_batch(batch) for batch in given.batches], scale, rate)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for error in outcome.errors:
+            total += error.double().sum()
         dist.all_reduce(total)
-        assert outcome is not None
-        loss = float(total) / given.loss_tokens
+        loss = float(total) / self._mesh.loss_copies / given.loss_tokens
         report = StepReport(given.step, loss, outcome.grad_norm, rate, outcome.applied)
-        return report, [] if outcome.applied else self._suspects(given, errors)
+        return report, [] if outcome.applied else self._suspects(given, outcome.errors)
 
-    def _token_errors(self, batch: TrainBatch) -> torch.Tensor:
-        prediction = self._engine.forward(batch.pack)
-        return (prediction.float() - batch.target).square().mean(dim=1) * batch.weight
+    def _micro_batch(self, batch: TrainBatch) -> MicroBatch:
+        own = self._mesh.own_tokens(batch.target.shape[0])
+        batch = batch.to(self.device, self._engine.dtype)
+        return MicroBatch(batch.pack, batch.target[own], batch.weight[own])
 
-    def _suspects(self, given: StepInput, errors: list[torch.Tensor]) -> list[Suspect]:
+    def _suspects(self, given: StepInput, errors: Sequence[torch.Tensor]) -> list[Suspect]:
         """Segments with a non-finite error, from all ranks; every segment where the errors were finite."""
         mine: list[dict[str, Any]] = []
-        for batch, error in zip(given.batches, errors, strict=True):
-            bounds = batch.pack.cu_seqlens.tolist()
+        # a pipeline's first stages form no errors
+        for batch, error in zip(given.batches, errors, strict=False):
+            own = self._mesh.own_tokens(batch.target.shape[0])
+            bounds = [min(max(bound, own.start), own.stop) - own.start for bound in batch.pack.cu_seqlens.tolist()]
             for i, sample_id in enumerate(batch.pack.sample_ids):
-                if sample_id:
+                if sample_id and bounds[i + 1] > bounds[i]:
                     grid = tuple(batch.pack.grid[i].tolist())
                     value = float(error[bounds[i] : bounds[i + 1]].sum())
                     timestep = float(batch.pack.timestep[i])

@@ -27,8 +27,9 @@ ALLOWED: dict[str, set[str]] = {
     "train": WORK | {"generate", "evaluation"},
     "launch": {"config", "planning", "errors", "types"},
     "scaling": {"config", "planning", "errors", "types", "launch"},
-    "cli": WORK | {"generate", "evaluation", "train", "launch", "scaling"},
-    "testing": WORK | {"generate", "evaluation", "train", "launch", "scaling", "cli"},
+    "parity": WORK | {"train"},
+    "cli": WORK | {"generate", "evaluation", "train", "parity", "launch", "scaling"},
+    "testing": WORK | {"generate", "evaluation", "train", "parity", "launch", "scaling", "cli"},
     "__main__": {"cli"},
     "": set(),
 }

@@ -17,6 +17,7 @@ from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
 from megavideo.checkpoint.write import Header, write_checkpoint
 from megavideo.errors import CheckpointError
 from megavideo.parallel.fragments import Fragment
+from megavideo.parallel.sharding import WHOLE, Shard
 from megavideo.testing.saved_run import alone
 
 SHAPES = {"a.weight": (6, 4), "b.bias": (7,)}
@@ -41,19 +42,19 @@ def fragments(cuts: dict[str, list[int]], step: int = 0) -> list[Fragment]:
         numel = flat["ema"].numel()
         for begin, end in zip(starts, [*starts[1:], numel], strict=True):
             pieces = {state: whole[begin:end] for state, whole in flat.items()}
-            made.append(Fragment(name, begin, pieces, torch.tensor(float(step))))
+            made.append(Fragment(name, SHAPES[name], WHOLE, begin, pieces, torch.tensor(float(step))))
     return made
 
 
-WHOLE = {"a.weight": [0], "b.bias": [0]}
+UNCUT = {"a.weight": [0], "b.bias": [0]}
 CUT = {"a.weight": [0, 5, 23], "b.bias": [0, 3]}
 
 
-def save(folder: Path, step: int, cuts: dict[str, list[int]] = WHOLE, keep: int = 2) -> Path:
-    return write_checkpoint(folder, Header(step, "zero1", SHAPES, "name: x\n"), fragments(cuts, step), keep=keep)
+def save(folder: Path, step: int, cuts: dict[str, list[int]] = UNCUT, keep: int = 2) -> Path:
+    return write_checkpoint(folder, Header(step, "zero1", "name: x\n"), fragments(cuts, step), keep=keep)
 
 
-@pytest.mark.parametrize("cuts", [WHOLE, CUT])
+@pytest.mark.parametrize("cuts", [UNCUT, CUT])
 def test_any_range_is_read_from_any_split(tmp_path: Path, cuts: dict[str, list[int]]) -> None:
     reader = CheckpointReader(save(tmp_path, 3, cuts))
     for state in ("weight", "ema"):
@@ -63,7 +64,7 @@ def test_any_range_is_read_from_any_split(tmp_path: Path, cuts: dict[str, list[i
             assert torch.equal(tensor, values(state, name, 3))
             flat = tensor.flatten()
             for begin, numel in ((0, 1), (2, 5), (4, 3), (0, flat.numel())):
-                assert torch.equal(reader.read(state, name, begin, numel), flat[begin : begin + numel])
+                assert torch.equal(reader.read(state, name, WHOLE, begin, numel), flat[begin : begin + numel])
     assert (reader.manifest.step, reader.manifest.optimizer_steps) == (3, 3)
     live = fragments({"a.weight": [0, 11], "b.bias": [0, 1]}, step=9)
     for fragment in live:
@@ -94,7 +95,7 @@ def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest
             save(tmp_path, 2)
     if where != "_flush_folder":  # there it had its name already
         assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001"]
-    CheckpointReader(find_checkpoint(tmp_path))
+    CheckpointReader(find_checkpoint(tmp_path)).verify()
     save(tmp_path, 3)
     assert not list(tmp_path.glob(".*"))
 
@@ -109,7 +110,7 @@ def test_a_killed_save_is_no_checkpoint_and_is_cleared(tmp_path: Path) -> None:
 
 
 def test_the_same_step_may_be_saved_again(tmp_path: Path) -> None:
-    save(tmp_path, 1, WHOLE)
+    save(tmp_path, 1, UNCUT)
     save(tmp_path, 1, CUT)
     assert len(CheckpointReader(find_checkpoint(tmp_path)).manifest.files[0].fragments) == 15
 
@@ -123,14 +124,17 @@ def flip(path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     flip(folder / "fragments_00000.safetensors")
-    with pytest.raises(CheckpointError, match=r"fragments_00000\.safetensors: damaged: its xxh64 .*Remedy"):
-        CheckpointReader(folder)
+    reader = CheckpointReader(folder)
+    for use in (reader.verify, lambda: reader.whole("ema"), lambda: reader.read("weight", "b.bias", WHOLE, 0, 1)):
+        with pytest.raises(CheckpointError, match=r"fragments_00000\.safetensors: damaged: its xxh64 .*Remedy"):
+            use()
     (folder / "fragments_00000.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"fragments_00000\.safetensors: cannot be read"):
-        CheckpointReader(folder)
+    for use in (reader.verify, lambda: reader.whole("ema")):
+        with pytest.raises(CheckpointError, match=r"fragments_00000\.safetensors: cannot be read"):
+            use()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "files": [3], "shapes": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "files": [3], "shapes": {}}'])
 def test_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
     folder = save(tmp_path, 1)
     (folder / "manifest.json").write_text(text)
@@ -146,7 +150,7 @@ def test_other_places(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 7}))
-    with pytest.raises(CheckpointError, match="format 7; this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 7; this version reads 1 and 2"):
         CheckpointReader(folder)
 
 
@@ -166,15 +170,21 @@ class Other(nn.Module):
         getattr(self, bias).bias = nn.Parameter(torch.zeros(7))
 
 
+def parts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Shard]]:
+    """Parameters of a model that is whole on this rank."""
+    return ((name, parameter, WHOLE) for name, parameter in model.named_parameters())
+
+
 def test_another_model_is_named_by_its_parameter(tmp_path: Path) -> None:
     reader = CheckpointReader(save(tmp_path, 1))
-    model = Other()
-    reader.fill_module(model)
-    assert torch.equal(model.a.weight, values("weight", "a.weight", 1))
+    model = Other().to(torch.bfloat16)
+    reader.fill_parameters(parts(model))
+    assert torch.equal(model.a.weight, values("weight", "a.weight", 1).bfloat16())
+    reader.fill_parameters([("b.bias", nn.Parameter(torch.zeros(7)), WHOLE)])  # as a pipeline stage holds some only
     with pytest.raises(CheckpointError, match=r"'a\.weight' is \(6, 4\) in the checkpoint, \(6, 5\) in this run"):
-        reader.fill_module(Other(5))
+        reader.fill_parameters(parts(Other(5)))
     with pytest.raises(CheckpointError, match=r"'c\.bias' is None in the checkpoint"):
-        reader.fill_module(Other(bias="c"))
+        reader.fill_parameters(parts(Other(bias="c")))
 
 
 def test_no_pickle_in_the_package(repo_root: Path) -> None:

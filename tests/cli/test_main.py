@@ -238,7 +238,7 @@ def test_python_dash_m_works_and_imports_no_torch(repo_root: Path) -> None:
     code = "import sys, megavideo.cli.main as m; m.main(['train', '--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, timeout=60).returncode == 0
     done = subprocess.run(
-        [sys.executable, "-m", "megavideo", "train", "data.uri=a", "layout=tp2"],
+        [sys.executable, "-m", "megavideo", "train", "data.uri=a", "layout=tp3"],
         cwd=repo_root,
         capture_output=True,
         text=True,
@@ -246,4 +246,4 @@ def test_python_dash_m_works_and_imports_no_torch(repo_root: Path) -> None:
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: layout='tp2'")
+    assert done.stderr.startswith("error: layout='tp3'")

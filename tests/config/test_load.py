@@ -43,7 +43,7 @@ def test_large_presets_have_the_published_shapes(preset: str, shape: tuple[int, 
     cfg = train(f"run={preset}")
     assert (cfg.model.layers, cfg.model.width, cfg.model.ffn, cfg.model.heads) == shape
     assert cfg.model.head_dim == 128
-    assert (cfg.train.precision, cfg.train.recompute, cfg.model.text_dim) == ("bf16", "full", 4096)
+    assert (cfg.train.precision, cfg.train.recompute.kind, cfg.model.text_dim) == ("bf16", "full", 4096)
 
 
 def test_the_command_line_beats_the_preset() -> None:
@@ -155,7 +155,16 @@ def test_the_other_verbs_load() -> None:
 
 def test_every_group_option_is_listed() -> None:
     folder = configs_folder({})
-    assert set(group_defaults(folder, "train")) == {"model", "data", "diffusion", "optim", "train", "observe", "run"}
+    assert set(group_defaults(folder, "train")) == {
+        "model",
+        "data",
+        "diffusion",
+        "optim",
+        "train",
+        "observe",
+        "layers",
+        "run",
+    }
     assert "wan" in group_options(folder, "autoencoder")
 
 

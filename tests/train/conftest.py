@@ -124,7 +124,7 @@ def on_one(
         "one_zero0": Case(parity_words(place, "one_zero0", "zero0")),
         "one_zero1": Case(parity_words(place, "one_zero1", "zero1")),
         "one_bf16": Case(parity_words(place, "one_bf16", "zero1", train__precision="bf16")),
-        "one_recomputed": Case(parity_words(place, "one_recomputed", "zero1", train__recompute="full")),
+        "one_recomputed": Case(parity_words(place, "one_recomputed", "zero1", train__recompute__kind="full")),
         "moved": Case(parity_words(place, "moved", "zero0")),
         "learning": Case(place.words("learning", "two", **learning)),
         "ddpm": Case(place.words("ddpm", "two", diffusion="ddpm", **learning)),

@@ -10,16 +10,28 @@ from typing import Any
 
 from megavideo.config.rules.data import DATA_RULES
 from megavideo.config.rules.diffusion import DIFFUSION_RULES
+from megavideo.config.rules.layout import LAYOUT_RULES
 from megavideo.config.rules.model import MODEL_RULES
 from megavideo.config.rules.optim import OPTIM_RULES
+from megavideo.config.rules.precision import PRECISION_RULES
 from megavideo.config.rules.prepare import ENCODE_RULES, INGEST_RULES
+from megavideo.config.rules.recompute import RECOMPUTE_RULES
 from megavideo.config.rules.sample import SAMPLE_RULES
 from megavideo.config.rules.train import LOOP_RULES
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
 from megavideo.config.schema.train import TrainRun
 
-TRAIN_RULES = (*LOOP_RULES, *MODEL_RULES, *DATA_RULES, *DIFFUSION_RULES, *OPTIM_RULES)
+TRAIN_RULES = (
+    *LOOP_RULES,
+    *MODEL_RULES,
+    *DATA_RULES,
+    *LAYOUT_RULES,
+    *DIFFUSION_RULES,
+    *OPTIM_RULES,
+    *RECOMPUTE_RULES,
+    *PRECISION_RULES,
+)
 
 
 def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from megavideo.config.schema.data import DataConfig
@@ -10,6 +10,24 @@ from megavideo.config.schema.diffusion import DiffusionConfig
 from megavideo.config.schema.field import setting
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.optim import OptimConfig
+from megavideo.config.schema.precision import LayersConfig
+
+RECOMPUTE_PARTS = ("self_attention", "cross_attention", "ffn", "gelu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeConfig:
+    """What the backward pass computes again in place of keeping it.
+
+    `full` keeps the input of a block. `selective` keeps the inputs of the named `parts`: an attention or the `ffn` with
+    the norm before it, or `gelu`, the activation between the two matrices of the feed-forward alone. `layers` is how
+    many of the model's blocks do so, spread evenly (None: all). With `offload` those inputs wait in host memory.
+    """
+
+    kind: Literal["none", "selective", "full"] = "none"
+    parts: tuple[str, ...] = ()
+    layers: int | None = setting(None, minimum=1)
+    offload: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +38,7 @@ class LoopConfig:
     packs_per_step: int = setting(minimum=1)
     seed: int = setting(0, minimum=0)
     precision: Literal["fp32", "bf16"] = "bf16"
-    recompute: Literal["none", "full"] = "none"
+    recompute: RecomputeConfig = RecomputeConfig()
     checkpoint_every: int = setting(500, minimum=1)
     keep_checkpoints: int = setting(2, minimum=1)
     log_every: int = setting(10, minimum=1)
@@ -50,3 +68,4 @@ class TrainRun:
     optim: OptimConfig
     train: LoopConfig
     observe: ObserveConfig
+    layers: LayersConfig = field(default_factory=LayersConfig)

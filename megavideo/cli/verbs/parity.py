@@ -1,0 +1,56 @@
+"""`megavideo parity`: layouts beside one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megavideo.cli.verb import TextOption, Texts, Verb, Words
+from megavideo.config.schema.parity import ParityRun
+
+_LAYOUTS = Words("LAYOUT", "a layout, as tp2-sp-cp2-ring; each is run on as many processes of this machine as it has")
+
+
+def _run(cfg: ParityRun, texts: Texts) -> Any:
+    from megavideo.parity.run import run_parity
+
+    return run_parity(cfg, texts.get(_LAYOUTS.metavar, ()))
+
+
+def _describe(report: Any) -> str:
+    header = (
+        f"{'layout':<44} {'loss':>8} {'norm':>8} {'grad':>8} {'param':>8} {'ema':>8}  largest gradient difference in"
+    )
+    lines = [header]
+    for row in report.layouts:
+        numbers = (row.loss_rel, row.grad_norm_rel, row.max_grad_rel, row.max_param_rel, row.max_ema_rel)
+        lines.append(f"{row.layout:<44} " + " ".join(f"{number:8.1e}" for number in numbers) + f"  {row.worst}")
+    lines.append(f"{len(report.layouts)} layouts give the gradients of one process, within the limits")
+    return "\n".join(lines)
+
+
+VERB = Verb(
+    name="parity",
+    summary="run layouts beside one process on this machine's CPU, and compare every gradient",
+    primary="parity",
+    schema=ParityRun,
+    run=_run,
+    describe=_describe,
+    words=_LAYOUTS,
+    options=(
+        TextOption("--steps", "N", "steps of AdamW", sets="steps"),
+        TextOption("--heads", "N", "attention heads of the model", sets="heads"),
+        TextOption("--layers", "N", "blocks of the model", sets="layers"),
+        TextOption("--tokens", "N", "video tokens in a pack", sets="tokens"),
+        TextOption("--precision", "P", "fp32 or bf16", sets="precision"),
+        TextOption(
+            "--recompute", "KIND", "none, selective (with recompute.parts=[...]) or full", sets="recompute.kind"
+        ),
+        TextOption("--pack", "MIX", "mixed, images, one, halves, or grids as 1x4x4+5x4x3", sets="pack"),
+        TextOption("--matrix", "M", "the project's own layouts: fast or full", sets="matrix"),
+    ),
+    examples=(
+        "megavideo parity tp2-sp cp2-ring-dp2-zero3",
+        "megavideo parity tp2-sp-cp2-ring-pp2-zero1 --precision bf16 --json",
+        "megavideo parity cp4-2d --heads 8 --tokens 128 --pack 1x4x4+5x4x4",
+    ),
+)

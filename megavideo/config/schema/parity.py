@@ -1,0 +1,33 @@
+"""All settings of `megavideo parity`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megavideo.config.schema.field import setting
+from megavideo.config.schema.model import Modulation
+from megavideo.config.schema.train import RecomputeConfig
+
+Matrix = Literal["none", "fast", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityRun:
+    """A small model, trained for `steps` steps on `packs_per_step` packs of `tokens` tokens under each layout.
+
+    `pack` is a mixture: `mixed` (an image, a clip longer than half the pack, a short clip, an empty tail), `images`,
+    `one`, `halves`, or token grids as `1x4x4+5x4x3`. `matrix` adds the project's own list of layouts.
+    """
+
+    steps: int = setting(5, minimum=1)
+    heads: int = setting(12, minimum=1)
+    layers: int = setting(4, minimum=1)
+    tokens: int = setting(96, minimum=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    pack: str = "mixed"
+    modulation: Modulation = "adaln"
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    packs_per_step: int = setting(8, minimum=1)
+    seed: int = setting(0, minimum=0)
+    matrix: Matrix = "none"

@@ -1,0 +1,130 @@
+"""Activation recomputation: what a block keeps for the backward pass, and what it computes a second time.
+
+Of a recomputed function only its input [n, D] (n own tokens, D width) is kept, on the device or in host memory. What
+remains kept can be counted with `saved_bytes`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from megavideo.config.schema.train import RecomputeConfig
+
+WHOLE = "block"
+
+
+@dataclass(frozen=True)
+class BlockRecompute:
+    """What one block computes again: `names` holds parts of it, or `WHOLE`; with `offload` inputs wait on the host."""
+
+    names: frozenset[str] = frozenset()
+    offload: bool = False
+
+    @classmethod
+    def of(cls, config: RecomputeConfig | None, number: int, layers: int) -> BlockRecompute:
+        """The share of block `number` (counted over the whole model, whichever stage holds it) of `layers` blocks."""
+        if config is None or config.kind == "none" or not _is_chosen(number, config.layers, layers):
+            return KEEP_ALL
+        return cls(frozenset((WHOLE,) if config.kind == "full" else config.parts), config.offload)
+
+    def run(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """function(x); under one of `names`, x alone is kept, and the function runs again in the backward pass.
+
+        What else the function reads is held by reference, so it should be shared with others or small. Contexts such
+        as `Layers.precision` must be entered inside the function: those around this call are not there the second time.
+        """
+        if name not in self.names or not torch.is_grad_enabled():
+            return function(x)
+        place: AbstractContextManager[object] = offloaded() if self.offload else nullcontext()
+        with place:
+            # blocks draw nothing at random, so there is no generator's state to keep
+            out: torch.Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+        return out
+
+
+KEEP_ALL = BlockRecompute()
+
+
+def _is_chosen(number: int, count: int | None, layers: int) -> bool:
+    """Whether `number` is one of `count` blocks spread evenly: each stage gets its share, and the first is chosen."""
+    return count is None or number * count % layers < count
+
+
+def offloaded() -> saved_tensors_hooks:
+    """Tensors kept for the backward pass inside this context wait in host memory (pinned, for those of a GPU).
+
+    Copies run in order with the device's other work and never make the host wait. A tensor on a CPU is copied too.
+    """
+    return saved_tensors_hooks(_to_host, _to_device)
+
+
+def _to_host(tensor: torch.Tensor) -> tuple[torch.device, torch.Tensor]:
+    host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
+    host.copy_(tensor.detach(), non_blocking=True)
+    return tensor.device, host
+
+
+def _to_device(kept: tuple[torch.device, torch.Tensor]) -> torch.Tensor:
+    device, host = kept
+    return host.to(device, non_blocking=True)
+
+
+class SavedTensors:
+    """Counts, as a context around a forward pass, what autograd keeps on the device for the backward pass.
+
+    Each storage counts once, those of `parameters` and those waiting on the host not at all. Tensors that a recomputed
+    function holds by reference count where something else saves them.
+    """
+
+    def __init__(self, parameters: Iterable[torch.Tensor] = ()) -> None:
+        self._known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self._kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
+        self._hooks = saved_tensors_hooks(self._keep, lambda kept: kept.tensor)
+
+    def __enter__(self) -> SavedTensors:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes kept now: the peak right after the forward pass, and nothing after the backward pass."""
+        storages = [kept.tensor.untyped_storage() for kept in self._kept]
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        return sum(size for place, size in sizes.items() if place not in self._known)
+
+    def _keep(self, tensor: torch.Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        self._kept.add(kept)
+        return kept
+
+
+class _Kept:
+    """A tensor that lives as long as the part of the graph that saved it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def saved_bytes(run: Callable[[], torch.Tensor], parameters: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes that the graph of `run()` keeps for its backward pass, without those of `parameters`.
+
+    For a model: `saved_bytes(lambda: model(batch), model.parameters())`.
+    """
+    with SavedTensors(parameters) as saved:
+        out = run()
+    count = saved.num_bytes
+    del out  # the graph had to live until here
+    return count

@@ -1,0 +1,88 @@
+"""A layout's account against the oracle's: every element of every parameter, from every process that holds it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megavideo.parity.record import Record
+
+# A parameter whose gradient is smaller than this share of the largest one is compared with that share, since what is
+# left of its own is rounding noise. In bf16 one process itself is 2e-2 away from fp32 for those below 3e-2.
+FLOORS = {"fp32": 1e-4, "bf16": 3e-2}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a layout is from one process, relative, at most over all steps.
+
+    `max_grad_rel` is the largest of ||g - g'|| / ||g'|| over parameters and steps, and `worst` the parameter that has
+    it; `max_param_rel` and `max_ema_rel` the same of weights and their average after the last step.
+    """
+
+    layout: str
+    loss_rel: float
+    grad_norm_rel: float
+    max_grad_rel: float
+    worst: str
+    max_param_rel: float
+    max_ema_rel: float
+
+    def within(self, loss: float, gradient: float) -> bool:
+        """Whether loss and norm are within `loss`, and gradients and weights within `gradient`."""
+        return (
+            max(self.loss_rel, self.grad_norm_rel) <= loss
+            and max(self.max_grad_rel, self.max_param_rel, self.max_ema_rel) <= gradient
+        )
+
+
+def compare(layout: str, oracle: Record, records: Sequence[Record], precision: str) -> Difference:
+    """Compare the processes of a layout with one process. Raises ValueError where elements are missing."""
+    floor = FLOORS[precision]
+    gradient, worst = _worst(oracle, records, "grad", floor)
+    return Difference(
+        layout=layout,
+        loss_rel=max(_series(oracle.losses, record.losses) for record in records),
+        grad_norm_rel=max(_series(oracle.grad_norms, record.grad_norms) for record in records),
+        max_grad_rel=gradient,
+        worst=worst,
+        max_param_rel=_worst(oracle, records, "weight", floor)[0],
+        max_ema_rel=_worst(oracle, records, "ema", floor)[0],
+    )
+
+
+def _series(expected: Sequence[float], found: Sequence[float]) -> float:
+    pairs = zip(expected, found, strict=True)
+    return max(abs(a - b) / abs(a) if b == b else float("inf") for a, b in pairs)
+
+
+def _worst(oracle: Record, records: Sequence[Record], kind: str, floor: float) -> tuple[float, str]:
+    """Largest relative difference of a kind over steps and parameters, and the parameter's name."""
+    whole = {(p.step, p.name): p.values for p in oracle.pieces if p.kind == kind}
+    largest: dict[int, float] = defaultdict(float)
+    for (step, _), values in whole.items():
+        largest[step] = max(largest[step], float(values.norm()))
+    # every copy is compared: for each process the elements that it holds
+    square: dict[tuple[int, str], torch.Tensor] = {key: torch.zeros_like(values) for key, values in whole.items()}
+    seen = {key: torch.zeros_like(values, dtype=torch.bool) for key, values in whole.items()}
+    for record in records:
+        for piece in record.pieces:
+            if piece.kind == kind:
+                key = (piece.step, piece.name)
+                at = piece.shard.whole_positions(piece.shape, piece.start, piece.values.numel())
+                error = (piece.values - whole[key][at]).square()
+                # of several copies the one that differs most counts; NaN counts as infinitely far
+                square[key][at] = torch.maximum(square[key][at], torch.nan_to_num(error, nan=float("inf")))
+                seen[key][at] = True
+    missing = [f"{name} in step {step}" for (step, name), mask in seen.items() if not bool(mask.all())]
+    if missing:
+        raise ValueError(f"no process holds all of {kind} of {', '.join(missing[:5])}")
+    relative = {
+        (step, name): float(total.sum().sqrt()) / max(float(whole[step, name].norm()), floor * largest[step], 1e-30)
+        for (step, name), total in square.items()
+    }
+    (step, name), value = max(relative.items(), key=lambda item: item[1])
+    return value, f"{name} (step {step + 1})"

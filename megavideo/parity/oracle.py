@@ -1,0 +1,74 @@
+"""One process in plain torch: no engine, no groups, no sharding. What every layout must reproduce."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from megavideo.model.dit import DiT
+from megavideo.model.layers import LocalLayers
+from megavideo.optim.build import build_optimizer
+from megavideo.optim.schedule import learning_rate
+from megavideo.parallel.parallelize import fill_weights
+from megavideo.parallel.sharding import WHOLE
+from megavideo.parity.packs import start_value, step_input
+from megavideo.parity.record import Piece, Record
+from megavideo.parity.spec import ParitySpec
+from megavideo.train.step import squared_error
+
+
+def run_oracle(spec: ParitySpec) -> Record:
+    """Train the spec's steps on all its packs.
+
+    In bf16 the model computes in bf16 from weights that are kept, with their gradients, in fp32.
+    """
+    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
+    master = DiT(spec.model, LocalLayers())
+    fill_weights(master, lambda name, shape: start_value(spec, name, shape))
+    model = master if dtype == torch.float32 else DiT(spec.model, LocalLayers()).to(dtype)
+    optimizer = build_optimizer(master, spec.optim)
+    losses, norms, pieces = [], [], []
+    for step in range(spec.steps):
+        _copy(master, model)
+        losses.append(_accumulate(spec, step, master, model))
+        gradients = [p.grad for p in master.parameters() if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        pieces += [_piece("grad", step, name, p.grad) for name, p in master.named_parameters() if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(master.parameters(), spec.optim.clip or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(spec.optim, step, spec.steps)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, parameter in master.named_parameters():
+        pieces.append(_piece("weight", spec.steps, name, parameter))
+        pieces.append(_piece("ema", spec.steps, name, optimizer.state[parameter]["ema"]))
+    return Record(tuple(losses), tuple(norms), tuple(pieces))
+
+
+def _accumulate(spec: ParitySpec, step: int, master: nn.Module, model: nn.Module) -> float:
+    """Gradients of one step into the master's; the loss."""
+    given = step_input(spec, step, 0, 1)
+    total = 0.0
+    dtype = next(model.parameters()).dtype
+    for batch in given.batches:
+        batch = batch.to(torch.device("cpu"), dtype)
+        error = squared_error(model(batch.pack), batch.target, batch.weight)
+        total += float(error.detach().double().sum())
+        (error.sum() / given.loss_tokens).backward()
+        if model is not master:
+            for kept, used in zip(master.parameters(), model.parameters(), strict=True):
+                if used.grad is not None:
+                    kept.grad = used.grad.float() if kept.grad is None else kept.grad + used.grad.float()
+                    used.grad = None
+    return total / given.loss_tokens
+
+
+@torch.no_grad()
+def _copy(master: nn.Module, model: nn.Module) -> None:
+    if model is not master:
+        for kept, used in zip(master.parameters(), model.parameters(), strict=True):
+            used.copy_(kept)
+
+
+def _piece(kind: str, step: int, name: str, values: torch.Tensor) -> Piece:
+    return Piece(kind, step, name, tuple(values.shape), WHOLE, 0, values.detach().flatten().clone())

@@ -1,0 +1,68 @@
+"""The packs of a parity run, through the production code that makes, masks and noises them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from megavideo.data.batch import assemble
+from megavideo.data.packing import PackLimits
+from megavideo.data.shards import LatentSample
+from megavideo.diffusion.objective import build_objective
+from megavideo.diffusion.randomness import SampleKey
+from megavideo.parity.spec import ParitySpec
+from megavideo.train.feed import StepInput
+from megavideo.train.noising import TrainBatch, noise_pack, num_loss_tokens
+from megavideo.types import Grid, PackSegment
+
+_TEXT_TOKENS = 5  # of the longest caption; captions of a pack differ in length
+
+
+def step_input(spec: ParitySpec, step: int, dp_rank: int, dp: int) -> StepInput:
+    """One data-parallel rank's share of a step."""
+    packs = [_segments(spec, step, number) for number in range(spec.packs_per_step)]
+    share = spec.packs_per_step // dp
+    mine = packs[dp_rank * share : (dp_rank + 1) * share]
+    return StepInput(
+        step=step,
+        batches=tuple(_batch(spec, segments) for segments in mine),
+        loss_tokens=num_loss_tokens(packs, spec.diffusion, spec.seed),
+        tokens=sum(s.grid.num_tokens for pack in packs for s in pack),
+        segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for pack in packs for s in pack),
+    )
+
+
+def _segments(spec: ParitySpec, step: int, pack: int) -> tuple[PackSegment, ...]:
+    grids = spec.grids(pack)
+    return tuple(
+        PackSegment(i, f"pack{pack}/{i}", step, grid, 1 + (pack + i) % _TEXT_TOKENS) for i, grid in enumerate(grids)
+    )
+
+
+def _batch(spec: ParitySpec, segments: Sequence[PackSegment]) -> TrainBatch:
+    most = max(len(spec.grids(pack)) for pack in range(spec.packs_per_step)) + 1  # one segment stays unused
+    limits = PackLimits(spec.tokens, most * _TEXT_TOKENS, most)
+    samples = [_sample(spec, segment) for segment in segments]
+    pack = assemble(segments, samples, spec.model.patch, limits)
+    return noise_pack(pack, segments, spec.diffusion, build_objective(spec.diffusion), spec.seed)
+
+
+def _sample(spec: ParitySpec, segment: PackSegment) -> LatentSample:
+    key = SampleKey(spec.seed, segment.sample_id, segment.visit)
+    model = spec.model
+    latent = key.normal("parity/latent", (model.latent_channels, *_latent(segment.grid, model.patch)))
+    text = key.normal("parity/text", (segment.text_tokens, model.text_dim))
+    return LatentSample(latent, text, fps=8.0 + 8.0 * (segment.index % 3))
+
+
+def _latent(grid: Grid, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    return grid.t * patch[0], grid.h * patch[1], grid.w * patch[2]
+
+
+def start_value(spec: ParitySpec, name: str, shape: torch.Size) -> torch.Tensor:
+    """Start weights without zeros, so that from the first step on every parameter has a gradient."""
+    from megavideo.model.init import initial_value, parameter_generator
+
+    noise = torch.randn(shape, generator=parameter_generator(spec.seed, f"parity/{name}"))
+    return initial_value(name, shape, spec.seed) + 0.1 * noise / max(1.0, shape[-1] ** 0.5)

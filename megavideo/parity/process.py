@@ -1,0 +1,101 @@
+"""One process of a layout under test: the production engine and trainer, watched at every update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from megavideo.config.layout import parse_layout
+from megavideo.model.dit import DiT
+from megavideo.optim.build import build_optimizer
+from megavideo.optim.schedule import learning_rate
+from megavideo.parallel.distributed import Launch
+from megavideo.parallel.engine import Engine, EnginePlan
+from megavideo.parallel.fragments import Place, held_fragments, held_places
+from megavideo.parallel.groups import Groups
+from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.parallelize import parallelize
+from megavideo.parity.packs import start_value, step_input
+from megavideo.parity.record import Piece, Record
+from megavideo.parity.spec import ParitySpec
+from megavideo.train.step import Trainer, squared_error
+
+
+def run_process(spec: ParitySpec, layout_text: str, launch: Launch) -> Record:
+    """Train the spec's steps under a layout; a collective call of all its processes."""
+    engine = build_parity_engine(spec, layout_text, launch)
+    engine.create_state()
+    mesh = engine.plan.mesh
+    rate = partial(learning_rate, spec.optim, num_steps=spec.steps)
+    trainer = Trainer(engine, mesh, launch.device, lambda step: rate(step=step))
+    watch = _GradientWatch(engine)
+    losses: list[float] = []
+    norms: list[float] = []
+    pieces: list[Piece] = []
+    for step in range(spec.steps):
+        report, _ = trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp))
+        losses.append(report.loss)
+        norms.append(report.grad_norm)
+        pieces += watch.pieces(step, report.grad_norm, spec.optim.clip)
+    for fragment in held_fragments(engine):
+        for kind in ("weight", "ema"):
+            pieces.append(
+                Piece(
+                    kind, spec.steps, fragment.name, fragment.shape, fragment.shard, fragment.start,
+                    fragment.states[kind].clone(),
+                )
+            )  # fmt: skip
+    return Record(tuple(losses), tuple(norms), tuple(pieces))
+
+
+def build_parity_engine(spec: ParitySpec, layout_text: str, launch: Launch) -> Engine:
+    """The engine of a layout, through the production code."""
+    layout = parse_layout(layout_text)
+    mesh = ProcessMesh.of(layout, spec.heads, launch.rank, launch.world_size)
+    plan = EnginePlan(
+        layout=layout,
+        mesh=mesh,
+        groups=Groups.of(mesh),
+        dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+        micro_steps=spec.packs_per_step // mesh.dp,
+        clip=spec.optim.clip,
+        token_loss=squared_error,
+    )
+    return parallelize(
+        lambda layers, part: DiT(spec.model, layers, part=part, recompute=spec.recompute),
+        spec.layers,
+        partial(start_value, spec),
+        lambda module: build_optimizer(module, spec.optim),
+        plan,
+        launch.device,
+    )
+
+
+class _GradientWatch:
+    """Copies what the optimizer is given at each of its steps: the reduced and clipped gradient of its own tensors."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._seen: dict[int, torch.Tensor] = {}
+        engine.base_optimizer.register_step_pre_hook(self._look)
+
+    def _look(self, optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+        # under ZeRO-3 the optimizer steps once for each group
+        for group in optimizer.param_groups:
+            for flat in group["params"]:
+                if flat.grad is not None:
+                    self._seen[id(flat)] = flat.grad.detach().clone()
+
+    def pieces(self, step: int, norm: float, clip: float | None) -> Iterator[Piece]:
+        """The unclipped gradients of a step, by fragment."""
+        scale = max(1.0, (norm + 1e-6) / clip) if clip else 1.0
+        for place in held_places(self._engine):
+            yield self._piece(place, step, scale)
+        self._seen.clear()
+
+    def _piece(self, place: Place, step: int, scale: float) -> Piece:
+        values = place.view(self._seen[id(place.flat)]).float() * scale
+        return Piece("grad", step, place.name, place.shape, place.shard, place.start, values)

@@ -1,0 +1,72 @@
+"""What a process of a parity run writes down: losses, norms, and its fragments of gradients and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from megavideo.parallel.sharding import Shard
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, start + numel) of the flattened `shard` of a parameter, of one kind in one step.
+
+    `kind` is `grad` (unclipped, in every step), or after the last step `weight` or `ema`.
+    """
+
+    kind: str
+    step: int
+    name: str
+    shape: tuple[int, ...]
+    shard: Shard
+    start: int
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    """One process's account."""
+
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    pieces: tuple[Piece, ...]
+    sent_bytes: dict[str, float] | None = None
+    saved_bytes: int | None = None
+
+    def write(self, path: Path) -> None:
+        """Tensors to `path`, all else beside it."""
+        save_file({str(i): piece.values.contiguous() for i, piece in enumerate(self.pieces)}, path)
+        rows = [
+            {**asdict(piece), "values": None, "shard": asdict(piece.shard), "shape": list(piece.shape)}
+            for piece in self.pieces
+        ]
+        fields = {"losses": self.losses, "grad_norms": self.grad_norms, "pieces": rows,
+                  "sent_bytes": self.sent_bytes, "saved_bytes": self.saved_bytes}  # fmt: skip
+        path.with_suffix(".json").write_text(json.dumps(fields))
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """What `write` wrote."""
+        tensors = load_file(path)
+        value = json.loads(path.with_suffix(".json").read_text())
+        return cls(
+            tuple(value["losses"]),
+            tuple(value["grad_norms"]),
+            tuple(_pieces(value["pieces"], tensors)),
+            value["sent_bytes"],
+            value["saved_bytes"],
+        )
+
+
+def _pieces(rows: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> Iterator[Piece]:
+    for i, row in enumerate(rows):
+        shard = Shard(**row["shard"])
+        shape = tuple(row["shape"])
+        yield Piece(row["kind"], row["step"], row["name"], shape, shard, row["start"], tensors[str(i)])

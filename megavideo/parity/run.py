@@ -1,0 +1,140 @@
+"""`megavideo parity`: layouts beside one process, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from megavideo.config.layout import Layout, parse_layout
+from megavideo.config.rules import check
+from megavideo.config.schema.parity import ParityRun
+from megavideo.errors import ConfigError, NumericsError
+from megavideo.parity.compare import Difference, compare
+from megavideo.parity.matrix import FAST, FULL, Batch
+from megavideo.parity.oracle import run_oracle
+from megavideo.parity.pool import Pool
+from megavideo.parity.record import Record
+from megavideo.parity.spec import ParitySpec, check_pack
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a layout may be from one process, relative: loss and gradient norm, and gradients and weights."""
+
+    loss: float
+    gradient: float
+
+
+LIMITS = {"fp32": Limits(1e-5, 1e-4), "bf16": Limits(2e-2, 2e-2)}
+
+
+@dataclass(frozen=True)
+class LayoutParity:
+    """One layout's differences from one process (see `Difference`), and whether they are within the limits."""
+
+    layout: str
+    case: str
+    processes: int
+    loss_rel: float
+    grad_norm_rel: float
+    max_grad_rel: float
+    worst: str
+    max_param_rel: float
+    max_ema_rel: float
+    within: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All layouts, the limits by precision, and how many were outside."""
+
+    layouts: tuple[LayoutParity, ...]
+    limits: dict[str, dict[str, float]]
+    failed: int
+
+
+def run_parity(run: ParityRun, layouts: Sequence[str]) -> ParityReport:
+    """Run every layout. Raises ConfigError for one that no process should be started for; NumericsError if any fails.
+
+    The report of a failed run is in the NumericsError's message, row by row.
+    """
+    batches = _batches(run, layouts)
+    for batch in batches:
+        for layout in batch.layouts:
+            check_parity_layout(batch.spec, layout)
+    rows = tuple(row for batch in batches for row in _run_batch(batch, Pool()))
+    failed = [row for row in rows if not row.within]
+    report = ParityReport(rows, {name: asdict(limits) for name, limits in LIMITS.items()}, len(failed))
+    if failed:
+        named = "; ".join(f"{row.layout} ({row.case}): {row.max_grad_rel:.1e} in {row.worst}, loss {row.loss_rel:.1e}, "
+                          f"norm {row.grad_norm_rel:.1e}" for row in failed)  # fmt: skip
+        raise NumericsError(f"{len(failed)} of {len(rows)} layouts do not give the gradients of one process: {named}")
+    return report
+
+
+def check_parity_layout(spec: ParitySpec, text: str) -> Layout:
+    """The layout, once every rule between it, the model and the packs holds. Raises ConfigError."""
+    check_pack(spec)
+    check(spec.as_training(text))
+    layout = parse_layout(text)
+    dp = layout.dp or 1
+    if spec.packs_per_step % dp:
+        raise ConfigError("packs_per_step", spec.packs_per_step, f"must divide by dp={dp}", f"take {dp}")
+    return layout
+
+
+def compare_layout(pool: Pool, spec: ParitySpec, oracle: Record, text: str, mutation: str = "") -> Difference:
+    """Run one layout, and compare it with the oracle's record."""
+    records = pool.run(spec, text, num_processes(parse_layout(text)), mutation)
+    return compare(text, oracle, records, spec.precision)
+
+
+def num_processes(layout: Layout) -> int:
+    """Processes of a layout, with one replica where dp is left open."""
+    return layout.model_size * (layout.dp or 1)
+
+
+def _batches(run: ParityRun, layouts: Sequence[str]) -> list[Batch]:
+    batches = [Batch("asked for", ParitySpec.of(run), tuple(layouts))] if layouts else []
+    if run.matrix != "none":
+        _refuse_other_settings(run)
+        batches += {"fast": FAST, "full": FULL}[run.matrix]
+    if not batches:
+        raise ConfigError("LAYOUT", None, "is required", "name layouts, as tp2-sp cp2-ring, or give --matrix fast")
+    return batches
+
+
+def _refuse_other_settings(run: ParityRun) -> None:
+    """The matrix has specs of its own: a setting given with it would have no effect."""
+    plain = ParityRun(matrix=run.matrix)
+    for field in fields(run):
+        value: Any = getattr(run, field.name)
+        if value != getattr(plain, field.name):
+            rule = f"has no effect with matrix={run.matrix}"
+            raise ConfigError(field.name, value, rule, "drop it, or name layouts instead of the matrix")
+
+
+def _run_batch(batch: Batch, pool: Pool) -> Iterator[LayoutParity]:
+    log = logging.getLogger(__name__)
+    spec = replace(batch.spec)
+    oracle = run_oracle(spec)
+    log.info("one process (%s): loss %.6f to %.6f", batch.name, oracle.losses[0], oracle.losses[-1])
+    limits = LIMITS[spec.precision]
+    for text in batch.layouts:
+        begin = time.monotonic()
+        found = compare_layout(pool, spec, oracle, text)
+        seconds = time.monotonic() - begin
+        within = found.within(limits.loss, limits.gradient)
+        log.info(
+            "%s %-44s loss %.1e  norm %.1e  grad %.1e  param %.1e  ema %.1e  (%.1f s)", "ok  " if within else "FAIL",
+            text, found.loss_rel, found.grad_norm_rel, found.max_grad_rel, found.max_param_rel, found.max_ema_rel,
+            seconds,
+        )  # fmt: skip
+        yield LayoutParity(
+            case=batch.name, processes=num_processes(parse_layout(text)), within=within, seconds=round(seconds, 2),
+            **asdict(found),
+        )  # fmt: skip

@@ -1,0 +1,95 @@
+"""What a parity run trains: a small model, a few steps, and the mixture of clips in its packs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+
+from megavideo.config.schema.data import DataConfig
+from megavideo.config.schema.diffusion import ConditionConfig, DiffusionConfig
+from megavideo.config.schema.model import ModelConfig
+from megavideo.config.schema.optim import OptimConfig
+from megavideo.config.schema.parity import ParityRun
+from megavideo.config.schema.train import LoopConfig, ObserveConfig, TrainRun
+from megavideo.errors import ConfigError
+from megavideo.types import Grid
+
+# named mixtures; `mixed` holds an image, a clip longer than half the pack and a short clip, and leaves a tail empty
+_SHARES: dict[str, tuple[float, ...]] = {
+    "mixed": (0.08, 0.56, 0.2),
+    "images": (0.12, 0.12, 0.06, 0.2, 0.12, 0.2),
+    "one": (0.97,),
+    "halves": (0.5, 0.5),
+}
+_HEAD_DIM = 8
+_OWN = re.compile(r"\d+x\d+x\d+(?:\+\d+x\d+x\d+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParitySpec(ParityRun):
+    """A parity run's settings, and what follows from them."""
+
+    @classmethod
+    def of(cls, run: ParityRun) -> ParitySpec:
+        """The spec of a run's settings."""
+        return cls(**{field.name: getattr(run, field.name) for field in fields(run)})
+
+    @property
+    def model(self) -> ModelConfig:
+        """A DiT with everything that can be sharded: query norms, cross-attention norm and both embedders."""
+        width = self.heads * _HEAD_DIM
+        return ModelConfig(
+            layers=self.layers, width=width, ffn=2 * width, heads=self.heads, latent_channels=4, text_dim=24,
+            time_dim=32, fps_conditioning=True, place_embedding=True, modulation=self.modulation,
+        )  # fmt: skip
+
+    @property
+    def diffusion(self) -> DiffusionConfig:
+        """Flow matching with clips that are partly given, so that tokens of one segment differ in their timestep."""
+        return DiffusionConfig(conditions=ConditionConfig(text=1.0, image_to_video=1.0, interpolation=1.0))
+
+    @property
+    def optim(self) -> OptimConfig:
+        """AdamW whose clipping acts."""
+        return OptimConfig(lr=1e-3, clip=0.05, ema_decay=0.9)
+
+    def as_training(self, layout: str) -> TrainRun:
+        """The training run that this amounts to, for the rules between settings."""
+        return TrainRun(
+            name="parity", output="runs", layout=layout, model=self.model, diffusion=self.diffusion, optim=self.optim,
+            data=DataConfig(uri="", tokens_per_pack=self.tokens, text_tokens_per_pack=64, max_segments=8),
+            train=LoopConfig(steps=self.steps, packs_per_step=self.packs_per_step, seed=self.seed,
+                             precision=self.precision, recompute=self.recompute),
+            observe=ObserveConfig(),
+        )  # fmt: skip
+
+    def grids(self, pack: int) -> list[Grid]:
+        """Token grids of the segments of a pack; those of a named mixture change their order from pack to pack."""
+        if self.pack in _SHARES:
+            shares = _SHARES[self.pack]
+            turned = shares[pack % len(shares) :] + shares[: pack % len(shares)]
+            return [_grid(share, self.tokens, clip=share > 0.15 and self.pack != "images") for share in turned]
+        return [Grid(*map(int, word.split("x"))) for word in self.pack.split("+")]
+
+
+def check_pack(spec: ParitySpec) -> None:
+    """Raise ConfigError for a mixture that is unknown, or does not fit."""
+    if spec.pack not in _SHARES and not _OWN.fullmatch(spec.pack):
+        raise ConfigError(
+            "pack", spec.pack, "is no mixture", f"take one of {', '.join(_SHARES)}, or grids as 1x4x4+5x4x3 (t x h x w)"
+        )
+    total = sum(grid.num_tokens for grid in spec.grids(0))
+    if total > spec.tokens or any(grid.num_tokens == 0 for grid in spec.grids(0)):
+        raise ConfigError(
+            "pack", spec.pack, f"has {total} tokens, of which each grid needs at least one, and a pack {spec.tokens}",
+            "take smaller grids, or more --tokens",
+        )  # fmt: skip
+
+
+def _grid(share: float, tokens: int, *, clip: bool) -> Grid:
+    """A grid of about `share` of the tokens and not more: an image, or a clip of three frames or more."""
+    budget = max(1, int(share * tokens))
+    frames = 3 if clip and budget >= 12 else 1
+    height = max(1, int((budget / frames) ** 0.5))
+    width = max(1, budget // (frames * height))
+    return Grid(frames, height, width)
