@@ -1,6 +1,7 @@
 """Entry point: words in, exit status out.
 
-0 success; 1 a defect, with its traceback; 2 a fault of input or settings, as one message; 130 interrupted.
+0 success; 1 a defect, with its traceback, or a check that failed, with its report; 2 a fault of input or settings, as
+one message; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _run(verb: Verb, arguments: Arguments) -> int:
     if rank == 0:
         print(to_json(_report_object(report)) if "json" in arguments.switches else verb.describe(report))
     sys.stdout.flush()
-    return 0
+    return 1 if verb.failed is not None and verb.failed(report) else 0
 
 
 def _report_object(report: Any) -> Mapping[str, Any]:

@@ -42,7 +42,9 @@ class Verb:
     `primary` names the YAML file that is composed and `schema` the dataclass built from it. `run` takes the built
     config and the texts given to each flag of `options`, and returns a report: a dataclass whose `asdict` is
     JSON-ready, or None. `describe` turns the report into the lines a user reads. Where `distributed` is set the verb
-    is started once per rank, and only rank 0 reports. `examples` stand in the help.
+    is started once per rank, and only rank 0 reports. `failed` says of a
+    report that the command found a fault: it is printed all the same, and the exit status is 1. `examples` stand in
+    the help.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Verb:
     describe: Callable[[Any], str]
     options: tuple[TextOption, ...] = ()
     words: Words | None = None
+    failed: Callable[[Any], bool] | None = None
     distributed: bool = False
     examples: tuple[str, ...] = ()
 

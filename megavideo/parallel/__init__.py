@@ -1,1 +1,1 @@
-"""The process group, the mesh and the engine: the only room that speaks to DeepSpeed."""
+"""Groups, sharded layers and engines: the only room that speaks to DeepSpeed, megatron-core and Transformer Engine."""

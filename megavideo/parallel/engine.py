@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from megavideo.config.layout import Layout
+from megavideo.config.schema.precision import LayersConfig
 from megavideo.parallel.deepspeed import initialize
 from megavideo.parallel.groups import Groups
 from megavideo.parallel.mesh import ProcessMesh
@@ -80,6 +81,7 @@ class EnginePlan:
     micro_steps: int
     clip: float | None
     token_loss: TokenLoss
+    layers: LayersConfig = field(default_factory=LayersConfig)
 
     def deepspeed_settings(self) -> dict[str, Any]:
         """DeepSpeed's configuration."""

@@ -11,9 +11,9 @@ from torch import nn
 from megavideo.model.dit import DiT
 from megavideo.model.layers import Layers, LocalLayers
 from megavideo.parallel.engine import BaseOptimizer, DataEngine, Engine, EnginePlan
-from megavideo.parallel.layer_set import ParallelLayers
 from megavideo.parallel.pipeline import PipeEngine
 from megavideo.parallel.sharding import shard_of
+from megavideo.parallel.te_layers import build_layers, keep_excluded_in_bf16
 
 # from a name and the whole shape to the whole start value, alike on every rank
 StartValue = Callable[[str, torch.Size], torch.Tensor]
@@ -27,19 +27,23 @@ def parallelize(
     plan: EnginePlan,
     device: torch.device,
 ) -> Engine:
-    """Build this process's part of a model and its engine; a collective call of all processes."""
+    """Build this process's part of a model and its engine; a collective call of all processes.
+
+    Raises ConfigError where this machine cannot run the layers that are asked for.
+    """
     log, mesh = logging.getLogger(__name__), plan.mesh
     # 1. which layers: those of one process, or those that share heads and tokens out
     layers: Layers = LocalLayers()
-    if mesh.tp * mesh.cp > 1:
-        layers = ParallelLayers(mesh, plan.groups)
+    if mesh.tp * mesh.cp > 1 or plan.layers.engine != "local":
+        layers = build_layers(plan.layers, mesh, plan.groups, device)
         log.info("layers: tp %d, sp %s, ulysses %d, ring %d", mesh.tp, mesh.sp, mesh.ulysses, mesh.ring)
 
     # 2. and 3. the blocks that this process holds, with its shards of the same weights under every layout
     def stage(part: range) -> DiT:
         model = build(layers, part)
+        in_fp8 = keep_excluded_in_bf16(model, plan.layers)
         fill_weights(model, start, tp_rank=mesh.tp_rank, tp=mesh.tp)
-        log.info("blocks %d to %d of %d", part.start, part.stop - 1, num_blocks)
+        log.info("blocks %d to %d of %d, %d layers in fp8", part.start, part.stop - 1, num_blocks, len(in_fp8))
         return model.to(device, plan.dtype)
 
     # 4. the engine, which shards the optimizer over the data axis

@@ -6,10 +6,12 @@ import logging
 import multiprocessing
 import multiprocessing.context
 import os
+import pkgutil
 import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from megavideo.errors import TopologyError
@@ -29,13 +31,16 @@ class Pool:
         self._context.set_forkserver_preload([_PRELOAD])
         self._limit = limit_seconds
 
-    def run(self, spec: ParitySpec, layout: str, world_size: int, mutation: str = "") -> list[Record]:
-        """The accounts of a layout's processes. Raises TopologyError with the first process's fault, or on time-out."""
+    def run(self, spec: ParitySpec, layout: str, world_size: int, inside: str = "") -> list[Record]:
+        """The accounts of a layout's processes. Raises TopologyError with the first process's fault, or on time-out.
+
+        `inside` is the dotted name of a context manager in which each process runs, by which tests disturb it.
+        """
         with tempfile.TemporaryDirectory(prefix="megavideo-parity-") as folder:
             place, port = Path(folder), free_port()
             processes = [
                 self._context.Process(
-                    target=_main, args=(spec, layout, rank, world_size, port, place, mutation), daemon=True
+                    target=_main, args=(spec, layout, rank, world_size, port, place, inside), daemon=True
                 )
                 for rank in range(world_size)
             ]
@@ -68,7 +73,7 @@ def _record(place: Path, rank: int) -> Path:
     return place / f"rank_{rank}.safetensors"
 
 
-def _main(spec: ParitySpec, layout: str, rank: int, world_size: int, port: int, place: Path, mutation: str) -> None:
+def _main(spec: ParitySpec, layout: str, rank: int, world_size: int, port: int, place: Path, inside: str) -> None:
     """A forked process."""
     logging.disable(logging.INFO)
     os.environ.update(
@@ -77,14 +82,15 @@ def _main(spec: ParitySpec, layout: str, rank: int, world_size: int, port: int, 
     )  # fmt: skip
     try:
         with process_group() as launch:
-            _run(spec, layout, launch, mutation).write(_record(place, rank))
+            _run(spec, layout, launch, inside).write(_record(place, rank))
     except BaseException:  # noqa: BLE001 - told to the process that started this one
         (place / f"error_{rank}.txt").write_text(traceback.format_exc())
         leave(1)
     leave(0)
 
 
-def _run(spec: ParitySpec, layout: str, launch: Launch, mutation: str) -> Record:
+def _run(spec: ParitySpec, layout: str, launch: Launch, inside: str) -> Record:
     from megavideo.parity.process import run_process
 
-    return run_process(spec, layout, launch)
+    with pkgutil.resolve_name(inside)() if inside else nullcontext():
+        return run_process(spec, layout, launch)

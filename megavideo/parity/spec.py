@@ -59,7 +59,7 @@ class ParitySpec(ParityRun):
             name="parity", output="runs", layout=layout, model=self.model, diffusion=self.diffusion, optim=self.optim,
             data=DataConfig(uri="", tokens_per_pack=self.tokens, text_tokens_per_pack=64, max_segments=8),
             train=LoopConfig(steps=self.steps, packs_per_step=self.packs_per_step, seed=self.seed,
-                             precision=self.precision, recompute=self.recompute),
+                             precision="fp32" if self.precision == "fp32" else "bf16", recompute=self.recompute),
             observe=ObserveConfig(),
         )  # fmt: skip
 
@@ -87,9 +87,13 @@ def check_pack(spec: ParitySpec) -> None:
 
 
 def _grid(share: float, tokens: int, *, clip: bool) -> Grid:
-    """A grid of about `share` of the tokens and not more: an image, or a clip of three frames or more."""
+    """The largest grid within a share of the tokens whose sides are alike: an image, or a clip of 3 to 5 frames."""
     budget = max(1, int(share * tokens))
-    frames = 3 if clip and budget >= 12 else 1
-    height = max(1, int((budget / frames) ** 0.5))
-    width = max(1, budget // (frames * height))
-    return Grid(frames, height, width)
+    frames = (3, 4, 5) if clip and budget >= 12 else (1,)
+    grids = [
+        Grid(t, h, w)
+        for t in frames
+        for h in range(1, budget // t + 1)
+        for w in range(h, min(2 * h + 1, budget // (t * h)) + 1)
+    ]
+    return max(grids, key=lambda grid: grid.num_tokens)

@@ -20,11 +20,14 @@ from unittest.mock import patch
 from megavideo.config.load import load
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import MegavideoError
+from megavideo.parallel.deepspeed import load_deepspeed
 from megavideo.parallel.distributed import leave, process_group
 from megavideo.testing.launch import run
 from megavideo.train.run import train
 
 _MODULE = "megavideo.testing.train_cases"
+# where DeepSpeed remembers the tensor-parallel groups of the last engine that had any, and takes them for the next
+_ENGINE_GROUPS = "deepspeed.utils.groups.mpu"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ def main(cases_file: Path, results: Path) -> None:
 
 
 def _outcome(case: Case, rank: int) -> Outcome:
+    load_deepspeed()
     with ExitStack() as stack:
+        stack.enter_context(patch(_ENGINE_GROUPS, None))
         failure = case.failure
         if failure is not None and failure.rank == rank:
             original = pkgutil.resolve_name(failure.place)

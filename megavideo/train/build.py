@@ -57,6 +57,7 @@ def build_parts(config: TrainRun, launch: Launch) -> Parts:
         micro_steps=config.train.packs_per_step // mesh.dp,
         clip=config.optim.clip,
         token_loss=squared_error,
+        layers=config.layers,
     )
     engine = parallelize(
         lambda layers, part: DiT(config.model, layers, part=part, recompute=config.train.recompute),

@@ -10,7 +10,6 @@ from megavideo.errors import ConfigError, TopologyError
 from megavideo.parallel.distributed import check_precision, first_host, read_launch
 from megavideo.parallel.mesh import ProcessMesh
 
-
 HEADS = 8
 
 

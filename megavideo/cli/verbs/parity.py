@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from megavideo.cli.describe import describe_fields
 from megavideo.cli.verb import TextOption, Texts, Verb, Words
 from megavideo.config.schema.parity import ParityRun
 
@@ -17,14 +18,16 @@ def _run(cfg: ParityRun, texts: Texts) -> Any:
 
 
 def _describe(report: Any) -> str:
-    header = (
-        f"{'layout':<44} {'loss':>8} {'norm':>8} {'grad':>8} {'param':>8} {'ema':>8}  largest gradient difference in"
-    )
-    lines = [header]
+    if report.fp8 is not None:
+        return describe_fields(report.fp8)
+    columns = ("loss", "norm", "grad", "param", "ema")
+    lines = [f"{'layout':<44} " + " ".join(f"{name:>8}" for name in columns) + "  largest gradient difference in"]
     for row in report.layouts:
         numbers = (row.loss_rel, row.grad_norm_rel, row.max_grad_rel, row.max_param_rel, row.max_ema_rel)
-        lines.append(f"{row.layout:<44} " + " ".join(f"{number:8.1e}" for number in numbers) + f"  {row.worst}")
-    lines.append(f"{len(report.layouts)} layouts give the gradients of one process, within the limits")
+        mark = "" if row.within else "  OUTSIDE THE LIMITS"
+        lines.append(f"{row.layout:<44} " + " ".join(f"{number:8.1e}" for number in numbers) + f"  {row.worst}{mark}")
+    passed = len(report.layouts) - report.failed
+    lines.append(f"{passed} of {len(report.layouts)} layouts give the gradients of one process, within the limits")
     return "\n".join(lines)
 
 
@@ -36,12 +39,13 @@ VERB = Verb(
     run=_run,
     describe=_describe,
     words=_LAYOUTS,
+    failed=lambda report: report.failed > 0,
     options=(
         TextOption("--steps", "N", "steps of AdamW", sets="steps"),
         TextOption("--heads", "N", "attention heads of the model", sets="heads"),
         TextOption("--layers", "N", "blocks of the model", sets="layers"),
         TextOption("--tokens", "N", "video tokens in a pack", sets="tokens"),
-        TextOption("--precision", "P", "fp32 or bf16", sets="precision"),
+        TextOption("--precision", "P", "fp32, bf16, or fp8 (beside bf16 in one process)", sets="precision"),
         TextOption(
             "--recompute", "KIND", "none, selective (with recompute.parts=[...]) or full", sets="recompute.kind"
         ),

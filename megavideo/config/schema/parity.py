@@ -17,14 +17,15 @@ class ParityRun:
     """A small model, trained for `steps` steps on `packs_per_step` packs of `tokens` tokens under each layout.
 
     `pack` is a mixture: `mixed` (an image, a clip longer than half the pack, a short clip, an empty tail), `images`,
-    `one`, `halves`, or token grids as `1x4x4+5x4x3`. `matrix` adds the project's own list of layouts.
+    `one`, `halves`, or token grids as `1x4x4+5x4x3`. `matrix` adds the project's own list of layouts. `precision` fp8
+    takes no layout: it compares one process's FP8 with its bf16 on the first batch.
     """
 
     steps: int = setting(5, minimum=1)
     heads: int = setting(12, minimum=1)
     layers: int = setting(4, minimum=1)
     tokens: int = setting(96, minimum=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
     pack: str = "mixed"
     modulation: Modulation = "adaln"
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)

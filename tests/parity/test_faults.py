@@ -1,0 +1,40 @@
+"""Each reduction that a layout needs, left out once: the comparison with one process must say so."""
+
+from __future__ import annotations
+
+import pytest
+
+from megavideo.parity.oracle import run_oracle
+from megavideo.parity.pool import Pool
+from megavideo.parity.record import Record
+from megavideo.parity.run import LIMITS, compare_layout
+from megavideo.parity.spec import ParitySpec
+
+SPEC = ParitySpec(steps=2, layers=2, packs_per_step=4)
+FAULTS = {
+    "no_sequence_sum": "tp2-sp",
+    "no_sum_for_one_bias": "tp2-sp",
+    "no_context_scale": "cp2-ring",
+    "no_stage_sum": "pp2",
+    "no_ring_return": "cp2-ring",
+    "no_zero_average": "dp2-zero1",
+}
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Record:
+    return run_oracle(SPEC)
+
+
+@pytest.mark.parametrize("layout", sorted(set(FAULTS.values())))
+def test_without_a_fault_the_layout_passes(oracle: Record, layout: str) -> None:
+    found = compare_layout(Pool(), SPEC, oracle, layout)
+    assert found.within(LIMITS["fp32"].loss, LIMITS["fp32"].gradient), found
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_one_reduction_is_caught(oracle: Record, fault: str) -> None:
+    found = compare_layout(Pool(), SPEC, oracle, FAULTS[fault], f"megavideo.testing.faults:{fault}")
+    assert not found.within(LIMITS["fp32"].loss, LIMITS["fp32"].gradient), found
+    # by far, not by a rounding error
+    assert max(found.grad_norm_rel, found.max_grad_rel) > 100 * LIMITS["fp32"].gradient, found
