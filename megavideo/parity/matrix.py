@@ -22,12 +22,13 @@ zero0 zero1 dp2-zero0 dp2-zero1 dp2-zero2 dp2-zero3 dp4-zero1 dp4-zero3 dp8-zero
 dp2-zero3-offload tp2 tp3 tp4 tp2-sp tp3-sp tp4-sp tp2-dp2-zero1 tp2-sp-dp2-zero1 tp2-sp-dp2-zero2 tp2-dp2-zero3
 tp2-sp-dp2-zero3 tp2-sp-dp2-zero1-offload cp2-ulysses cp2-ring cp3-ulysses cp3-ring cp4-ulysses cp4-ring cp4-2d cp6-2d
 cp8-ring cp4-ring-zero1 cp4-ulysses-zero2 cp4-2d-zero1 cp4-ring-zero3 cp2-ulysses-dp2-zero1 cp2-ring-dp2-zero1
-cp2-ring-dp2-zero2 cp2-ulysses-dp2-zero3 cp2-ring-dp2-zero3 cp2-ring-zero3 cp4-2d-dp2-zero3 tp2-cp2-ulysses
-tp2-cp2-ring tp2-sp-cp2-ulysses tp2-sp-cp2-ring tp3-sp-cp2-ring tp2-sp-cp4-ring tp2-sp-cp4-2d tp2-cp2-ring-zero3
-tp2-sp-cp2-ulysses-dp2-zero3 tp2-sp-cp2-ring-dp2-zero1 pp2 pp2-dp2-zero0 pp2-dp2-zero1 pp4 pp4-dp2-zero1 pp2-dualpipev
-pp2-dualpipev-dp2-zero1 pp2-dp2-zero1-offload tp2-pp2 tp2-sp-pp2 tp2-sp-pp2-dp2-zero1 tp2-sp-pp2-dualpipev tp2-sp-pp4
-cp2-ulysses-pp2 cp2-ring-pp2 cp2-ring-pp2-dp2-zero1 cp2-ring-pp2-dualpipev cp4-2d-pp2 tp2-cp2-ulysses-pp2
-tp2-sp-cp2-ring-pp2-zero0 tp2-sp-cp2-ring-pp2-zero1 tp2-sp-cp2-ring-pp2-dualpipev-zero1
+cp2-ring-dp2-zero2 cp2-ulysses-dp2-zero3 cp2-ring-dp2-zero3 cp2-ring-zero3 cp4-2d-dp2-zero3 cp4-2d-dp2-zero2
+tp2-cp2-ulysses tp2-cp2-ring tp2-sp-cp2-ulysses tp2-sp-cp2-ring tp3-sp-cp2-ring tp2-sp-cp4-ring tp2-sp-cp4-2d
+tp2-cp2-ring-zero3 tp2-sp-cp2-ulysses-dp2-zero3 tp2-sp-cp2-ring-dp2-zero1 pp2 pp2-dp2-zero0 pp2-dp2-zero1 pp4
+pp4-dp2-zero1 pp2-dualpipev pp2-dualpipev-dp2-zero1 pp2-dp2-zero1-offload tp2-pp2 tp2-sp-pp2 tp2-sp-pp2-dp2-zero1
+tp2-sp-pp2-dualpipev tp2-sp-pp4 cp2-ulysses-pp2 cp2-ring-pp2 cp2-ring-pp2-dp2-zero1 cp2-ring-pp2-dualpipev cp4-2d-pp2
+cp2-ulysses-pp2-dualpipev cp4-2d-pp2-dualpipev tp2-cp2-ulysses-pp2 tp2-sp-cp2-ring-pp2-zero0 tp2-sp-cp2-ring-pp2-zero1
+tp2-sp-cp2-ring-pp2-dualpipev-zero1
 """
 
 _BF16 = """
