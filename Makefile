@@ -10,7 +10,7 @@ IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
 	if $$name -c '$(IN_RANGE)' >/dev/null 2>&1; then echo $$name; break; fi; done)
 
-.PHONY: demo test check format bench setup clean
+.PHONY: demo test check format parity bench setup clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)  ## the whole line on made-up clips: data, training, samples and their score in runs/demo
@@ -27,6 +27,9 @@ check: $(STAMP)  ## lint, format and types
 format: $(STAMP)  ## rewrite the code in the project's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+parity: $(STAMP)  ## every layout of the matrix beside one process of plain torch
+	$(VENV)/bin/megavideo parity --matrix full
 
 bench: $(STAMP)  ## speed of the model beside diffusers' on this machine
 	$(VENV)/bin/python tools/bench/model_speed.py

@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
+
+import torch
 
 from megavideo.config.layout import Layout, parse_layout
 from megavideo.config.rules import check
 from megavideo.config.schema.parity import ParityRun
 from megavideo.errors import ConfigError
+from megavideo.model.dit import DiT
+from megavideo.model.layers import LocalLayers
+from megavideo.model.recompute import saved_bytes
 from megavideo.parallel.fp8_probe import ProbeReport
+from megavideo.parallel.parallelize import fill_weights
 from megavideo.parity.compare import Difference, compare
 from megavideo.parity.matrix import FAST, FULL, Batch
 from megavideo.parity.oracle import run_oracle
+from megavideo.parity.packs import start_value, step_input
 from megavideo.parity.pool import Pool
 from megavideo.parity.probe import probe_fp8
 from megavideo.parity.record import Record
@@ -51,11 +59,20 @@ class LayoutParity:
 
 
 @dataclass(frozen=True)
+class SavedBytes:
+    """Bytes that one pack's forward pass keeps for the backward pass in one process, besides weights."""
+
+    without_recompute: int
+    with_recompute: int
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """All layouts, the limits by precision and how many are outside; or the comparison of FP8 with bf16."""
 
     layouts: tuple[LayoutParity, ...]
     limits: dict[str, dict[str, float]]
+    saved: SavedBytes | None = None
     fp8: ProbeReport | None = None
     failed: int = 0
 
@@ -64,13 +81,14 @@ def run_parity(run: ParityRun, layouts: Sequence[str]) -> ParityReport:
     """Run every layout. Raises ConfigError, before any is run, for one that no process should be started for."""
     limits = {name: asdict(value) for name, value in LIMITS.items()}
     if run.precision == "fp8":
-        return ParityReport((), limits, probe_fp8(ParitySpec.of(run), layouts))
+        return ParityReport((), limits, fp8=probe_fp8(ParitySpec.of(run), layouts))
     batches = _batches(run, layouts)
     for batch in batches:
         for layout in batch.layouts:
             check_parity_layout(batch.spec, layout)
     rows = tuple(row for batch in batches for row in _run_batch(batch, Pool()))
-    return ParityReport(rows, limits, failed=sum(not row.within for row in rows))
+    saved = None if run.recompute.kind == "none" else _saved(ParitySpec.of(run))
+    return ParityReport(rows, limits, saved, failed=sum(not row.within for row in rows))
 
 
 def check_parity_layout(spec: ParitySpec, text: str) -> Layout:
@@ -95,8 +113,15 @@ def num_processes(layout: Layout) -> int:
     return layout.model_size * (layout.dp or 1)
 
 
+def with_master_weights(text: str, precision: str) -> str:
+    """A layout that says nothing of ZeRO, in bf16: with ZeRO-1, which holds the fp32 weights that bf16 needs."""
+    return f"{text}-zero1" if precision == "bf16" and "zero" not in text else text
+
+
 def _batches(run: ParityRun, layouts: Sequence[str]) -> list[Batch]:
-    batches = [Batch("asked for", ParitySpec.of(run), tuple(layouts))] if layouts else []
+    spec = ParitySpec.of(run)
+    named = tuple(with_master_weights(text, spec.precision) for text in layouts)
+    batches = [Batch("asked for", spec, named)] if layouts else []
     if run.matrix != "none":
         _refuse_other_settings(run)
         batches += {"fast": FAST, "full": FULL}[run.matrix]
@@ -115,9 +140,20 @@ def _refuse_other_settings(run: ParityRun) -> None:
             raise ConfigError(field.name, value, rule, "drop it, or name layouts instead of the matrix")
 
 
+def _saved(spec: ParitySpec) -> SavedBytes:
+    dtype = torch.float32 if spec.precision == "fp32" else torch.bfloat16
+    pack = step_input(spec, 0, 0, 1).batches[0].to(torch.device("cpu"), dtype).pack
+    counts = []
+    for recompute in (None, spec.recompute):
+        model = DiT(spec.model, LocalLayers(), recompute=recompute).to(dtype)
+        fill_weights(model, lambda name, shape: start_value(spec, name, shape))
+        counts.append(saved_bytes(partial(model, pack), model.parameters()))
+    return SavedBytes(*counts)
+
+
 def _run_batch(batch: Batch, pool: Pool) -> Iterator[LayoutParity]:
     log = logging.getLogger(__name__)
-    spec = replace(batch.spec)
+    spec = batch.spec
     oracle = run_oracle(spec)
     log.info("one process (%s): loss %.6f to %.6f", batch.name, oracle.losses[0], oracle.losses[-1])
     limits = LIMITS[spec.precision]

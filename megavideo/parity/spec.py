@@ -39,7 +39,7 @@ class ParitySpec(ParityRun):
         """A DiT with everything that can be sharded: query norms, cross-attention norm and both embedders."""
         width = self.heads * _HEAD_DIM
         return ModelConfig(
-            layers=self.layers, width=width, ffn=2 * width, heads=self.heads, latent_channels=4, text_dim=24,
+            layers=self.num_layers, width=width, ffn=2 * width, heads=self.heads, latent_channels=4, text_dim=24,
             time_dim=32, fps_conditioning=True, place_embedding=True, modulation=self.modulation,
         )  # fmt: skip
 

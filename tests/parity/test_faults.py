@@ -10,7 +10,7 @@ from megavideo.parity.record import Record
 from megavideo.parity.run import LIMITS, compare_layout
 from megavideo.parity.spec import ParitySpec
 
-SPEC = ParitySpec(steps=2, layers=2, packs_per_step=4)
+SPEC = ParitySpec(steps=2, num_layers=2, packs_per_step=4)
 FAULTS = {
     "no_sequence_sum": "tp2-sp",
     "no_sum_for_one_bias": "tp2-sp",

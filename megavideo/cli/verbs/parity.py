@@ -26,6 +26,11 @@ def _describe(report: Any) -> str:
         numbers = (row.loss_rel, row.grad_norm_rel, row.max_grad_rel, row.max_param_rel, row.max_ema_rel)
         mark = "" if row.within else "  OUTSIDE THE LIMITS"
         lines.append(f"{row.layout:<44} " + " ".join(f"{number:8.1e}" for number in numbers) + f"  {row.worst}{mark}")
+    if report.saved is not None:
+        kept = report.saved
+        share = kept.with_recompute / kept.without_recompute
+        lines.append(f"kept for the backward pass of a pack: {kept.with_recompute} of {kept.without_recompute} bytes "
+                     f"({share:.0%})")  # fmt: skip
     passed = len(report.layouts) - report.failed
     lines.append(f"{passed} of {len(report.layouts)} layouts give the gradients of one process, within the limits")
     return "\n".join(lines)
@@ -43,7 +48,7 @@ VERB = Verb(
     options=(
         TextOption("--steps", "N", "steps of AdamW", sets="steps"),
         TextOption("--heads", "N", "attention heads of the model", sets="heads"),
-        TextOption("--layers", "N", "blocks of the model", sets="layers"),
+        TextOption("--layers", "N", "blocks of the model", sets="num_layers"),
         TextOption("--tokens", "N", "video tokens in a pack", sets="tokens"),
         TextOption("--precision", "P", "fp32, bf16, or fp8 (beside bf16 in one process)", sets="precision"),
         TextOption(

@@ -23,7 +23,7 @@ class ParityRun:
 
     steps: int = setting(5, minimum=1)
     heads: int = setting(12, minimum=1)
-    layers: int = setting(4, minimum=1)
+    num_layers: int = setting(4, minimum=1)
     tokens: int = setting(96, minimum=1)
     precision: Literal["fp32", "bf16", "fp8"] = "fp32"
     pack: str = "mixed"
