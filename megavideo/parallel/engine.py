@@ -85,7 +85,8 @@ class EnginePlan:
 
     def deepspeed_settings(self) -> dict[str, Any]:
         """DeepSpeed's configuration."""
-        zero: dict[str, Any] = {"stage": self.layout.zero}
+        # each piece of a gradient goes to its owner alone: half the bytes of the engine's own all-reduce
+        zero: dict[str, Any] = {"stage": self.layout.zero, "use_multi_rank_bucket_allreduce": False}
         if self.layout.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         return {

@@ -11,11 +11,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from megavideo.errors import TopologyError
-from megavideo.parallel.distributed import Launch, free_port, leave, process_group
+from megavideo.parallel.counting import counting_process_group
+from megavideo.parallel.distributed import free_port, leave, process_group
 from megavideo.parity.record import Record
 from megavideo.parity.spec import ParitySpec
 
@@ -31,16 +32,19 @@ class Pool:
         self._context.set_forkserver_preload([_PRELOAD])
         self._limit = limit_seconds
 
-    def run(self, spec: ParitySpec, layout: str, world_size: int, inside: str = "") -> list[Record]:
+    def run(
+        self, spec: ParitySpec, layout: str, world_size: int, inside: str = "", *, count_bytes: bool = False
+    ) -> list[Record]:
         """The accounts of a layout's processes. Raises TopologyError with the first process's fault, or on time-out.
 
         `inside` is the dotted name of a context manager in which each process runs, by which tests disturb it.
+        With `count_bytes` its groups count what it sends in its steps (`Record.sent_bytes`).
         """
         with tempfile.TemporaryDirectory(prefix="megavideo-parity-") as folder:
             place, port = Path(folder), free_port()
             processes = [
                 self._context.Process(
-                    target=_main, args=(spec, layout, rank, world_size, port, place, inside), daemon=True
+                    target=_main, args=(spec, layout, rank, world_size, port, place, inside, count_bytes), daemon=True
                 )
                 for rank in range(world_size)
             ]
@@ -73,7 +77,9 @@ def _record(place: Path, rank: int) -> Path:
     return place / f"rank_{rank}.safetensors"
 
 
-def _main(spec: ParitySpec, layout: str, rank: int, world_size: int, port: int, place: Path, inside: str) -> None:
+def _main(
+    spec: ParitySpec, layout: str, rank: int, world_size: int, port: int, place: Path, inside: str, count_bytes: bool
+) -> None:
     """A forked process."""
     logging.disable(logging.INFO)
     os.environ.update(
@@ -81,16 +87,22 @@ def _main(spec: ParitySpec, layout: str, rank: int, world_size: int, port: int, 
         MASTER_PORT=str(port),
     )  # fmt: skip
     try:
-        with process_group() as launch:
-            _run(spec, layout, launch, inside).write(_record(place, rank))
+        _run(spec, layout, inside, count_bytes).write(_record(place, rank))
     except BaseException:  # noqa: BLE001 - told to the process that started this one
         (place / f"error_{rank}.txt").write_text(traceback.format_exc())
         leave(1)
     leave(0)
 
 
-def _run(spec: ParitySpec, layout: str, launch: Launch, inside: str) -> Record:
+def _run(spec: ParitySpec, layout: str, inside: str, count_bytes: bool) -> Record:
     from megavideo.parity.process import run_process
 
-    with pkgutil.resolve_name(inside)() if inside else nullcontext():
-        return run_process(spec, layout, launch)
+    with ExitStack() as stack:
+        counter = None
+        if count_bytes:
+            launch, counter = stack.enter_context(counting_process_group())
+        else:
+            launch = stack.enter_context(process_group())
+        if inside:
+            stack.enter_context(pkgutil.resolve_name(inside)())
+        return run_process(spec, layout, launch, counter)

@@ -12,6 +12,7 @@ from megavideo.config.layout import parse_layout
 from megavideo.model.dit import DiT
 from megavideo.optim.build import build_optimizer
 from megavideo.optim.schedule import learning_rate
+from megavideo.parallel.counting import Counter
 from megavideo.parallel.distributed import Launch
 from megavideo.parallel.engine import Engine, EnginePlan
 from megavideo.parallel.fragments import Place, held_fragments, held_places
@@ -24,8 +25,8 @@ from megavideo.parity.spec import ParitySpec
 from megavideo.train.step import Trainer, squared_error
 
 
-def run_process(spec: ParitySpec, layout_text: str, launch: Launch) -> Record:
-    """Train the spec's steps under a layout; a collective call of all its processes."""
+def run_process(spec: ParitySpec, layout_text: str, launch: Launch, counter: Counter | None = None) -> Record:
+    """Train the spec's steps under a layout; a collective call of all its processes. `counter` counts their sends."""
     engine = build_parity_engine(spec, layout_text, launch)
     engine.create_state()
     mesh = engine.plan.mesh
@@ -35,11 +36,14 @@ def run_process(spec: ParitySpec, layout_text: str, launch: Launch) -> Record:
     losses: list[float] = []
     norms: list[float] = []
     pieces: list[Piece] = []
+    if counter is not None:
+        counter.start(engine.deepspeed.module)
     for step in range(spec.steps):
         report, _ = trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp))
         losses.append(report.loss)
         norms.append(report.grad_norm)
         pieces += watch.pieces(step, report.grad_norm, spec.optim.clip)
+    sent_bytes = None if counter is None else counter.sent_bytes(mesh)
     for fragment in held_fragments(engine):
         for kind in ("weight", "ema"):
             pieces.append(
@@ -48,7 +52,7 @@ def run_process(spec: ParitySpec, layout_text: str, launch: Launch) -> Record:
                     fragment.states[kind].clone(),
                 )
             )  # fmt: skip
-    return Record(tuple(losses), tuple(norms), tuple(pieces))
+    return Record(tuple(losses), tuple(norms), tuple(pieces), sent_bytes)
 
 
 def build_parity_engine(spec: ParitySpec, layout_text: str, launch: Launch) -> Engine:
@@ -66,7 +70,7 @@ def build_parity_engine(spec: ParitySpec, layout_text: str, launch: Launch) -> E
     )
     return parallelize(
         lambda layers, part: DiT(spec.model, layers, part=part, recompute=spec.recompute),
-        spec.layers,
+        spec.num_layers,
         partial(start_value, spec),
         lambda module: build_optimizer(module, spec.optim),
         plan,

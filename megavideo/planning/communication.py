@@ -4,8 +4,9 @@ A ring all-gather or reduce-scatter of a whole tensor of B bytes over n ranks ma
 all-reduce twice that, an all-to-all of the B bytes that a rank holds B * (n - 1) / n (Thakur, Rabenseifner and Gropp
 2005, section 4). The factor (n - 1) / n is included everywhere, so that one rank sends nothing; for many
 ranks it tends to 1. Figures are whole bytes, rounded down, of forward and backward without recomputation, unless a
-function says otherwise. Left out are terms of a few numbers a token or of a fixed size: RMS norms over a width that is
-split (one mean a token each), log-sum-exp, norms of gradients, and the gradients of replicated parameters.
+function says otherwise. Left out are norms of gradients and the sums of the embedders' and the head's gradients under
+tensor parallel, all of a fixed size; `tensor_parallel_rest_bytes` has what is small in a layer. All of them are held to
+counted bytes (decision 16).
 
 `element_bytes` is 2 for bf16 and 4 for fp32.
 """
@@ -36,6 +37,20 @@ def tensor_parallel_bytes(tokens: int, width: int, tp: int, element_bytes: int, 
     """
     tensor = tokens * width * element_bytes
     return (GATHERS_AND_SCATTERS if sp else 2 * ALL_REDUCES) * _others(tensor, tp)
+
+
+def tensor_parallel_rest_bytes(
+    tokens: int, text_tokens: int, width: int, tp: int, element_bytes: int, *, sp: bool = True
+) -> int:
+    """What `tensor_parallel_bytes` leaves out of a layer: all-reduces of a few numbers a token, or of a fixed size.
+
+    The four RMS norms over a width that is split sum one float32 a token, three of video and one of text, both ways.
+    Sequence parallel sums the gradients of what each rank applies to its own tokens: three biases, the two vectors of
+    the cross-attention's norm, and the block's modulation table of six (`adaln`).
+    """
+    norms = 2 * 4 * (3 * tokens + text_tokens)
+    vectors = 11 * width * element_bytes if sp else 0
+    return 2 * _others(norms + vectors, tp)
 
 
 def ring_bytes(tokens: int, width: int, ranks: int, element_bytes: int) -> int:
@@ -83,8 +98,10 @@ def zero_bytes(
     `parameters` are those of one rank before ZeRO divides them (its tp and pp share). Rajbhandari et al. 2020,
     section 7: stage 0 all-reduces gradients once a step; stage 1 scatters them and gathers the updated parameters, once
     a step; stage 2 scatters them at every micro-step, as it keeps no whole ones; stage 3 gathers parameters for forward
-    and for backward and scatters gradients at every micro-step. With `reduce_scatter` False stages 1 and 2 all-reduce
-    gradients and drop what is not theirs: DeepSpeed's default (`use_multi_rank_bucket_allreduce`).
+    and for backward and scatters gradients at every micro-step. It is an upper bound for models of fewer than 1e9
+    parameters, which DeepSpeed keeps from forward to backward (`stage3_max_live_parameters`). With `reduce_scatter`
+    False stages 1 and 2 all-reduce gradients and drop what is not theirs: DeepSpeed's default
+    (`use_multi_rank_bucket_allreduce`).
     """
     once = _others(parameters * element_bytes, dp)
     if stage == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -76,12 +76,16 @@ def no_zero_average() -> Iterator[None]:
     from megavideo.parallel.deepspeed import load_deepspeed
 
     communication = load_deepspeed().comm
-    original = communication.all_reduce
 
-    def scalars_only(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        return original(tensor, *arguments, **options) if tensor.numel() == 1 else None
+    def scalars_only(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            return original(tensor, *arguments, **options) if tensor.numel() == 1 else None
 
-    with patch.object(communication, "all_reduce", scalars_only):
+        return call
+
+    with ExitStack() as stack:
+        for name in ("all_reduce", "reduce"):
+            stack.enter_context(patch.object(communication, name, scalars_only(getattr(communication, name))))
         yield
 
 
