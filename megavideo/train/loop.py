@@ -22,6 +22,7 @@ from megavideo.planning.flops import BlockShape, train_flops
 from megavideo.train.agree import in_agreement
 from megavideo.train.build import Parts
 from megavideo.train.feed import StepInput
+from megavideo.train.same_input import check_same_input
 from megavideo.train.step import StepReport, Suspect, Trainer
 
 FAULTS_FILE = "faults.jsonl"
@@ -52,11 +53,17 @@ class Loop:
         self._shape = BlockShape(model.layers, model.width, model.ffn)
 
     def run(self, begin: int, progress: TrainingProgress) -> LoopResult:
-        """Train steps [begin, train.steps). Raises NumericsError after `train.max_skipped` skipped steps in a row."""
+        """Train steps [begin, train.steps).
+
+        Raises NumericsError after `train.max_skipped` skipped steps in a row, DataError where inputs cannot be read, or
+        are not the same on ranks that train them together.
+        """
         config, losses, skipped, in_a_row = self._config.train, [], 0, 0
         # closed on every way out: a thread left at work while the process ends can abort it
         with closing(self._parts.feed.steps(begin, config.steps, self._config.data.prefetch_packs)) as inputs:
             for given in in_agreement(inputs, self._trainer.device):
+                if given.step == begin or given.step % config.check_inputs_every == 0:
+                    check_same_input(given, self._parts.mesh, self._trainer.device)
                 report, suspects = self._trainer.step(given)
                 self._record(given, report, progress)
                 losses.append(report.loss)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A segment that a skipped step trained on."""
+    """A segment that a skipped step trained on; `rank` is the first of those that had a part of it."""
 
     rank: int
     sample_id: str
@@ -85,11 +85,21 @@ class Trainer:
             for i, sample_id in enumerate(batch.pack.sample_ids):
                 if sample_id and bounds[i + 1] > bounds[i]:
                     grid = tuple(batch.pack.grid[i].tolist())
-                    value = float(error[bounds[i] : bounds[i + 1]].sum())
+                    value = float(error[bounds[i] : bounds[i + 1]].sum()) / self._mesh.loss_copies
                     timestep = float(batch.pack.timestep[i])
                     visit = batch.pack.visits[i]
                     mine.append(asdict(Suspect(self._mesh.rank, sample_id, visit, timestep, grid, value)))
         gathered: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)
-        everyone = [Suspect(**row) for rows in gathered for row in rows]
+        everyone = whole_segments(Suspect(**row) for rows in gathered for row in rows)
         return [s for s in everyone if not math.isfinite(s.error)] or everyone
+
+
+def whole_segments(parts: Iterable[Suspect]) -> list[Suspect]:
+    """Each segment once, with its whole error: ranks may have a part of its tokens each, or all of them alike."""
+    found: dict[tuple[str, int], Suspect] = {}
+    for part in parts:
+        key = (part.sample_id, part.visit)  # a visit of a sample is in one pack of a step
+        before = found.get(key)
+        found[key] = part if before is None else replace(before, error=before.error + part.error)
+    return list(found.values())

@@ -13,11 +13,14 @@ import pytest
 from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.settings import micro_words
-from megavideo.testing.train_cases import Case, Failure, Outcome, run_cases
+from megavideo.testing.train_cases import Case, Failure, NanGradient, OtherSeed, OtherWords, Outcome, run_cases
 from megavideo.types import Grid
 
 STEPS = 24
 BAD_SAMPLE = 3
+# one of two ranks alone meets a gradient that is not a number, in a parameter that it holds under each of these
+NAN_ON_ONE = ("tp2-zero0", "tp2-sp-zero0", "tp2-sp-zero1", "pp2-zero0", "pp2-zero1", "cp2-ring-zero0", "dp2-zero3")
+SPLIT_ON_TWO = ("tp2", "tp2-sp", "cp2-ring", "pp2", "dp2-zero1")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Place:
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Its metrics."""
         return [json.loads(line) for line in (self.run(name) / "metrics.jsonl").read_text().splitlines()]
+
+    def faults(self, name: str) -> list[dict[str, Any]]:
+        """Its skipped steps."""
+        return [json.loads(line) for line in (self.run(name) / "faults.jsonl").read_text().splitlines()]
 
     def losses(self, name: str) -> list[float]:
         """Loss of each step, NaN where it was not finite; each step is there once and in order."""
@@ -78,11 +85,34 @@ def parity_words(place: Place, name: str, layout: str, **settings: Any) -> list[
 def _spoiled(place: Place, name: str, layout: str, **settings: Any) -> list[str]:
     kept = {"train__checkpoint_every": 1, "train__keep_checkpoints": 100, "train__steps": 9}
     small = {"data__tokens_per_pack": 16, "data__max_segments": 2, **kept}
-    return place.words(name, "spoiled", layout=layout, **small, **settings)
+    return place.words(name, "spoiled", layout=layout, **{**small, **settings})
 
 
 def _hopeless(place: Place, name: str, layout: str) -> list[str]:
     return place.words(name, "hopeless", layout=layout, data__tokens_per_pack=16, train__max_skipped=3)
+
+
+def _spoiled_short(place: Place, name: str, layout: str, **settings: Any) -> list[str]:
+    return _spoiled(place, name, layout, train__steps=4, **settings)
+
+
+def _split(place: Place, name: str, layout: str) -> list[str]:
+    """Nothing but faults, in packs of three samples, the middle one of which two ranks share."""
+    small = {"data__tokens_per_pack": 24, "data__max_segments": 3, "train__max_skipped": 2}
+    return place.words(name, "hopeless", layout=layout, **small)
+
+
+def _nan_on_one(place: Place, name: str, layout: str) -> Case:
+    """The second of three steps, of two packs each, goes wrong on rank 1, in its last pack."""
+    micro_steps = 1 if layout.startswith("dp2") else 2
+    words = place.words(name, layout=layout, train__steps=3, train__checkpoint_every=1, train__keep_checkpoints=9)
+    return Case(words, NanGradient("blocks.1.ffn.down.weight", 1, 2 * micro_steps))
+
+
+def _other_noise(place: Place, name: str, layout: str, rank: int, call: int = 1) -> Case:
+    """One rank noises by another seed from its `call`th pack on; inputs are compared every third step."""
+    fault = OtherSeed("megavideo.train.feed.noise_pack", rank, call)
+    return Case(place.words(name, layout=layout, train__check_inputs_every=3), fault)
 
 
 def _failing(place: Place, name: str, where: str, rank: int) -> list[Case]:
@@ -104,6 +134,18 @@ def on_two(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "unclipped_zero0": Case(_spoiled(place, "unclipped_zero0", "dp2-zero0", optim__clip=None)),
         "unclipped_zero1": Case(_spoiled(place, "unclipped_zero1", "dp2-zero1", optim__clip=None)),
         "spoiled_bf16": Case(_spoiled(place, "spoiled_bf16", "dp2-zero1", train__precision="bf16")),
+        **{
+            f"spoiled_{layout}": Case(_spoiled_short(place, f"spoiled_{layout}", layout))
+            for layout in ("tp2-sp-zero0", "tp2-sp-zero1", "pp2-zero0", "pp2-zero1", "cp2-ring-zero0", "cp2-ring-zero3")
+        },
+        "spoiled_tp_bf16": Case(_spoiled_short(place, "spoiled_tp_bf16", "tp2-sp-zero1", train__precision="bf16")),
+        "spoiled_pp_bf16": Case(_spoiled_short(place, "spoiled_pp_bf16", "pp2-zero1", train__precision="bf16")),
+        **{f"split_{layout}": Case(_split(place, f"split_{layout}", layout)) for layout in SPLIT_ON_TWO},
+        **{f"nan_{layout}": _nan_on_one(place, f"nan_{layout}", layout) for layout in NAN_ON_ONE},
+        "other_noise": _other_noise(place, "other_noise", "tp2", 1),
+        # two packs a step
+        "other_noise_later": _other_noise(place, "other_noise_later", "tp2", 1, call=5),
+        "other_samples": Case(place.words("other_samples", layout="pp2"), OtherWords(["train.seed=1"], 1)),
         "hopeless_zero0": Case(_hopeless(place, "hopeless_zero0", "dp2-zero0")),
         "hopeless_zero1": Case(_hopeless(place, "hopeless_zero1", "dp2-zero1")),
         "torn": Case(place.words("torn", "torn", layout="dp2-zero1")),
@@ -142,6 +184,9 @@ def on_four(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     cases = {
         "four_zero0": Case(parity_words(place, "four_zero0", "dp4-zero0")),
         "four_zero1": Case(parity_words(place, "four_zero1", "dp4-zero1")),
+        "spoiled_four": Case(_spoiled_short(place, "spoiled_four", "tp2-sp-pp2-zero1")),
+        "other_noise_four": _other_noise(place, "other_noise_four", "tp2-dp2", 3),
+        "other_noise_of_three": _other_noise(place, "other_noise_of_three", "tp2-sp-cp2-ring", 0),
     }
     outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("on_four"), processes=4)
     return dict(zip(cases, outcomes, strict=True))

@@ -32,7 +32,11 @@ class RecomputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """Length, batch, precision and saving of a run. A step is `packs_per_step` packs over all data-parallel ranks."""
+    """Length, batch, precision and saving of a run. A step is `packs_per_step` packs over all data-parallel ranks.
+
+    That ranks of one tp, cp and pp group have the same inputs is checked at the first step of a start and at every
+    `check_inputs_every`th.
+    """
 
     steps: int = setting(minimum=1)
     packs_per_step: int = setting(minimum=1)
@@ -42,6 +46,7 @@ class LoopConfig:
     checkpoint_every: int = setting(500, minimum=1)
     keep_checkpoints: int = setting(2, minimum=1)
     log_every: int = setting(10, minimum=1)
+    check_inputs_every: int = setting(100, minimum=1)
     max_skipped: int = setting(20, minimum=1, remedy="the run ends after this many non-finite steps in a row")
 
 

@@ -1,0 +1,100 @@
+"""Runs that go on under one layout after another, beside a run that stays in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from megavideo.checkpoint.manifest import Manifest
+from megavideo.checkpoint.read import CheckpointReader
+from megavideo.config.layout import parse_layout
+from megavideo.testing.train_cases import Case, Outcome, run_cases
+from tests.train.conftest import Place
+
+STATES = ("weight", "exp_avg", "exp_avg_sq", "ema")
+LEG = 2  # steps under each layout, at whose end the run is saved
+DATA = "flat"  # a dataset that is learnt quickly, so that the losses tell of the weights
+
+
+@dataclass(frozen=True)
+class Route:
+    """Layouts that a run goes on under, in turn."""
+
+    layouts: tuple[str, ...]
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+def words(place: Place, name: str, layout: str, steps: int, settings: Mapping[str, object]) -> list[str]:
+    """Words of a run to a step, saved at the end of each leg."""
+    given = {
+        "train__packs_per_step": 4, "train__steps": steps, "train__checkpoint_every": LEG,
+        "train__keep_checkpoints": 100, "train__check_inputs_every": 1, "optim__lr": 5e-3,
+        # AdamW makes steps of full length of gradients that are rounding only, unless eps is above those
+        "optim__eps": 1e-4,
+    }  # fmt: skip
+    return place.words(name, DATA, layout=layout, **{**given, **settings})
+
+
+def num_processes(layout: str) -> int:
+    """Processes of a layout that names its dp."""
+    parsed = parse_layout(layout)
+    return parsed.model_size * (parsed.dp or 1)
+
+
+def run_routes(
+    place: Place, routes: Mapping[str, Route], logs: Path, *, first: Sequence[list[str]] = ()
+) -> dict[str, list[list[Outcome]]]:
+    """Outcomes of each route by leg and rank; `first` are words of runs on one process before them.
+
+    Legs that need as many processes share a start of them.
+    """
+    outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in routes}
+    processes, starts = 1, 0
+    while unfinished := [name for name in routes if len(outcomes[name]) < len(routes[name].layouts)]:
+        cases = [Case(given) for given in first] if starts == 0 else []
+        names: list[str] = []
+        for name in unfinished:
+            route, done = routes[name], len(outcomes[name])
+            for leg, layout in enumerate(route.layouts[done:], done + 1):
+                if num_processes(layout) != processes:
+                    break
+                names.append(name)
+                cases.append(Case(words(place, name, layout, leg * LEG, route.settings)))
+        if cases:
+            found = run_cases(cases, logs / f"start_{starts}", processes=processes)
+            for name, outcome in zip(names, found[len(cases) - len(names) :], strict=True):
+                outcomes[name].append(outcome)
+            starts += 1
+        processes = _next_processes(routes, outcomes)
+    return outcomes
+
+
+def _next_processes(routes: Mapping[str, Route], outcomes: Mapping[str, list[list[Outcome]]]) -> int:
+    for name, route in routes.items():
+        if len(outcomes[name]) < len(route.layouts):
+            return num_processes(route.layouts[len(outcomes[name])])
+    return 1
+
+
+def furthest_state(reader: CheckpointReader, expected: CheckpointReader, state: str) -> tuple[float, str]:
+    """Largest difference of a state in any parameter, over that parameter's largest value; and which it is."""
+    mine = reader.whole(state)
+    differences = []
+    for name, values in expected.whole(state).items():
+        largest = max(float(values.abs().max()), torch.finfo(torch.float32).tiny)
+        differences.append((float((mine[name] - values).abs().max()) / largest, name))
+    return max(differences)
+
+
+def times_saved(manifest: Manifest) -> dict[tuple[str, str], torch.Tensor]:
+    """How often each element of each state of each parameter is in the checkpoint's files."""
+    counts: dict[tuple[str, str], torch.Tensor] = {}
+    for entry in (entry for file in manifest.files for entry in file.fragments):
+        shape = manifest.shapes[entry.name]
+        numel = int(torch.tensor(shape).prod())
+        count = counts.setdefault((entry.state, entry.name), torch.zeros(numel, dtype=torch.int64))
+        count += torch.bincount(entry.shard.whole_positions(shape, entry.start, entry.numel), minlength=numel)
+    return counts

@@ -1,0 +1,118 @@
+"""`megavideo train` under every kind of layout, and from any to any other: as if it had stayed in one process."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from megavideo.testing.dataset import write_dataset
+from megavideo.testing.train_cases import Outcome
+from tests.train.conftest import Place
+from tests.train.routes import DATA, LEG, STATES, Route, furthest_state, run_routes, times_saved, words
+
+ROUTES = {
+    "to_four_and_one": Route(("dp2-zero1", "tp2-sp", "tp2-sp-pp2", "zero0", "cp2-ring")),
+    "by_pipeline": Route(("pp2", "dp2-zero3", "cp2-ring-dp2-zero1", "zero1", "pp2-zero1")),
+    "from_one": Route(("zero0", "cp2-ring", "tp2-sp-zero1", "tp2-sp-cp2-ring-zero3", "dp2-zero1")),
+}
+IN_BF16 = "in_bf16"
+BF16_ROUTE = Route(("dp2-zero1", "tp2-sp-zero1", "pp2-zero1", "tp2-sp-pp2-zero1"), {"train__precision": "bf16"})
+STAYS = "stays"
+LEGS = [(name, leg) for name, route in ROUTES.items() for leg in range(1, len(route.layouts) + 1)]
+
+# every one goes on from every other in the slow test
+EVERY = ("zero0", "dp2-zero1", "tp2-sp", "pp2", "cp2-ring", "dp2-zero3", "tp2-sp-pp2")
+
+Runs = dict[str, list[list[Outcome]]]
+
+
+@pytest.fixture(scope="session")
+def flat(place: Place) -> None:
+    """The dataset of these runs."""
+    write_dataset(str(place.root / DATA), 18, flat=True)
+
+
+@pytest.fixture(scope="session")
+def routes(place: Place, flat: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Outcomes of all routes, by leg and rank."""
+    longest = LEG * max(len(route.layouts) for route in ROUTES.values())
+    stays = words(place, STAYS, "zero0", longest, {})
+    return run_routes(place, {**ROUTES, IN_BF16: BF16_ROUTE}, tmp_path_factory.mktemp("routes"), first=[stays])
+
+
+@pytest.mark.parametrize("name", [*ROUTES, IN_BF16])
+def test_each_leg_goes_on_where_the_one_before_ended(place: Place, routes: Runs, name: str) -> None:
+    for leg, outcomes in enumerate(routes[name], 1):
+        assert [(outcome.error, outcome.message) for outcome in outcomes] == [(None, "")] * len(outcomes)
+        reports = [outcome.report for outcome in outcomes if outcome.report]
+        assert [report["rank"] for report in reports] == list(range(len(outcomes)))
+        assert {report["resumed_at"] for report in reports} == {LEG * (leg - 1)}
+        assert {report["skipped"] for report in reports} == {0}
+    parameters = {outcome.report["parameters"] for leg in routes[name] for outcome in leg if outcome.report}
+    assert len(parameters) == 1
+
+
+@pytest.mark.parametrize("name", list(ROUTES))
+def test_losses_are_those_of_one_process(place: Place, routes: Runs, name: str) -> None:
+    losses, expected = place.losses(name), place.losses(STAYS)
+    furthest = max(abs(mine - theirs) / theirs for mine, theirs in zip(losses, expected, strict=True))
+    print(f"{name}: {expected[0]:.4f} -> {expected[-1]:.4f}, at most {furthest:.1e} from one process")
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < 0.8 * expected[0]  # else losses would say little about weights
+    norms, expected = ([row["grad_norm"] for row in place.rows(run)] for run in (name, STAYS))
+    assert norms == pytest.approx(expected, rel=1e-4)
+
+
+def test_losses_in_bf16(place: Place, routes: Runs) -> None:
+    losses = place.losses(IN_BF16)
+    assert len(losses) == LEG * len(BF16_ROUTE.layouts)
+    expected = place.losses(STAYS)[: len(losses)]
+    assert losses == pytest.approx(expected, rel=2e-2)
+    assert losses != pytest.approx(expected, rel=1e-5)  # it was bf16
+
+
+@pytest.mark.parametrize(("name", "leg"), LEGS)
+def test_states_are_those_of_one_process(place: Place, routes: Runs, name: str, leg: int) -> None:
+    reader, expected = place.reader(name, leg * LEG), place.reader(STAYS, leg * LEG)
+    assert reader.manifest.layout.startswith(ROUTES[name].layouts[leg - 1])
+    assert reader.manifest.states == set(STATES)
+    assert reader.manifest.shapes == expected.manifest.shapes
+    assert reader.manifest.optimizer_steps == expected.manifest.optimizer_steps == leg * LEG
+    found = {state: furthest_state(reader, expected, state) for state in STATES}
+    print(f"{reader.manifest.layout}: " + ", ".join(f"{state} {far:.1e}" for state, (far, _) in found.items()))
+    assert max(far for far, _ in found.values()) <= 1e-5, found
+
+
+@pytest.mark.parametrize(("name", "leg"), [*LEGS, *((IN_BF16, leg + 1) for leg in range(len(BF16_ROUTE.layouts)))])
+def test_each_element_is_saved_once(place: Place, routes: Runs, name: str, leg: int) -> None:
+    manifest = place.reader(name, leg * LEG).manifest
+    counts = times_saved(manifest)
+    assert set(counts) == set(itertools.product(STATES, manifest.shapes))
+    assert [key for key, count in counts.items() if not bool((count == 1).all())] == []
+
+
+def test_states_of_other_steps_would_not_pass(place: Place, routes: Runs) -> None:
+    """The comparison itself: a step apart, no state is equal."""
+    for state in STATES:
+        far, _ = furthest_state(place.reader(STAYS, LEG), place.reader(STAYS, 2 * LEG), state)
+        assert far > 1e-2
+
+
+@pytest.mark.slow
+def test_every_layout_goes_on_under_every_other(
+    place: Place, flat: None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pairs = {f"{one}_{two}": Route((one, two)) for one, two in itertools.product(EVERY, EVERY)}
+    stays = words(place, "stays_short", "zero0", 2 * LEG, {})
+    run_routes(place, pairs, tmp_path_factory.mktemp("pairs"), first=[stays])
+    expected, last = place.losses("stays_short"), place.reader("stays_short")
+    faults: list[object] = []
+    for name in pairs:
+        if place.losses(name) != pytest.approx(expected, rel=1e-5):
+            faults.append((name, place.losses(name)))
+        reader = place.reader(name)
+        found = {state: furthest_state(reader, last, state) for state in STATES}
+        if max(far for far, _ in found.values()) > 1e-5:
+            faults.append((name, found))
+    assert faults == []
