@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.s3_bucket import s3_test_bucket
 
 # Set before torch or DeepSpeed is imported by any test.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,28 +37,5 @@ def real_clips(repo_root: Path) -> Path:
 @pytest.fixture
 def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of the server that S3_ENDPOINT_URL names when MEGAVIDEO_TEST_S3 is set, else of moto's server."""
-    if os.environ.get("MEGAVIDEO_TEST_S3"):
-        yield from _bucket()
-        return
-    moto_server = pytest.importorskip("moto.server", reason="moto is not installed, and MEGAVIDEO_TEST_S3 is not set")
-    server = moto_server.ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("S3_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    yield from _bucket()
-    server.stop()
-
-
-def _bucket() -> Iterator[str]:
-    import boto3
-
-    client = boto3.session.Session().client("s3", endpoint_url=os.environ["S3_ENDPOINT_URL"])
-    name = f"megavideo-test-{os.getpid()}-{threading.get_native_id()}"
-    client.create_bucket(Bucket=name)
-    yield f"s3://{name}"
-    for item in client.list_objects_v2(Bucket=name).get("Contents", []):
-        client.delete_object(Bucket=name, Key=item["Key"])
-    client.delete_bucket(Bucket=name)
+    with s3_test_bucket(monkeypatch) as uri:
+        yield uri

@@ -61,8 +61,10 @@ class Verb:
 
 
 def verb_names() -> tuple[str, ...]:
-    """Names of the verbs in the order in which a user meets them; each is a module of `cli/verbs` holding `VERB`."""
-    return ("ingest", "encode", "train", "sample", "demo", "parity", "doctor")
+    """Names of the verbs in the order in which a user meets them; each has a module of
+    `cli/verbs` holding `VERB`, with an underscore where the name has a dash.
+    """
+    return ("ingest", "caption", "train-vae", "encode", "train", "sample", "demo", "parity", "doctor")
 
 
 def find_verb(name: str) -> Verb:
@@ -74,5 +76,5 @@ def find_verb(name: str) -> Verb:
             close = f"--{name}"
         remedy = f"did you mean `megavideo {close}`?" if close else f"take one of {', '.join(known)}"
         raise ConfigError("verb", name, "there is no such command", remedy)
-    verb: Verb = import_module(f"megavideo.cli.verbs.{name}").VERB
+    verb: Verb = import_module(f"megavideo.cli.verbs.{name.replace('-', '_')}").VERB
     return verb

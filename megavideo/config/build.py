@@ -58,6 +58,8 @@ def type_name(hint: Any) -> str:
     elif get_origin(inner) is tuple:
         items = ["..." if item is Ellipsis else type_name(item) for item in get_args(inner)]
         name = "[" + ", ".join(items) + "]"
+    elif get_origin(inner) is dict:
+        name = "{" + ": ".join(type_name(item) for item in get_args(inner)) + "}"
     else:
         name = {str: "text", bool: "true | false"}.get(inner, getattr(inner, "__name__", str(inner)))
     return f"{name} or null" if optional else name
@@ -118,6 +120,8 @@ def _convert(hint: Any, value: Any, place: str, metadata: Mapping[str, Any]) -> 
         return _choice(inner, value, place)
     if get_origin(inner) is tuple:
         return _sequence(inner, value, place, metadata)
+    if get_origin(inner) is dict:
+        return _mapping(inner, value, place, metadata)
     return _in_range(_scalar(inner, value, place, hint), place, metadata)
 
 
@@ -161,6 +165,16 @@ def _sequence(hint: Any, value: Any, place: str, metadata: Mapping[str, Any]) ->
     )
 
 
+def _mapping(hint: Any, value: Any, place: str, metadata: Mapping[str, Any]) -> dict[Any, Any]:
+    kind, item = get_args(hint)
+    if not isinstance(value, Mapping):
+        raise _wrong_type(place, value, hint)
+    return {
+        _scalar(kind, key, f"the name in {place}", kind): _convert(item, element, f"{place}.{key}", metadata)
+        for key, element in value.items()
+    }
+
+
 def _in_range(value: Any, place: str, metadata: Mapping[str, Any]) -> Any:
     minimum, maximum, above = (metadata.get(key) for key in ("minimum", "maximum", "above"))
     low = minimum is not None and value < minimum
@@ -174,6 +188,8 @@ def _in_range(value: Any, place: str, metadata: Mapping[str, Any]) -> Any:
 def _blank(hint: Any) -> str:
     """What to fill in: `[VALUE,VALUE]` for a pair."""
     inner, _ = unwrap_optional(hint)
+    if get_origin(inner) is dict:
+        return "{{NAME:VALUE}}"  # for `format`
     return f"[{','.join(['VALUE'] * len(get_args(inner)))}]" if get_origin(inner) is tuple else "VALUE"
 
 

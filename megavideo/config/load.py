@@ -40,7 +40,7 @@ def load(schema: type[T], primary: str, overrides: Sequence[str]) -> T:
 def compose_values(schema: type[Any], primary: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The composed plain values before they are built; required ones that are still open read `???`."""
     folder = configs_folder()
-    words = _checked(schema, folder, primary, overrides)
+    words, plain = _checked(schema, folder, primary, overrides)
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
             composed = compose(config_name=primary, overrides=words)
@@ -48,15 +48,21 @@ def compose_values(schema: type[Any], primary: str, overrides: Sequence[str]) ->
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         said = " ".join(overrides) or None
         raise ConfigError(primary, said, _first_line(error), "correct the overrides, or the file it names") from error
-    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+    return {str(key): value for key, value in values.items()} | plain if isinstance(values, dict) else plain
 
 
-def _checked(schema: type[Any], folder: Path, primary: str, overrides: Sequence[str]) -> list[str]:
-    """Overrides as Hydra shall see them: each key is known, each option exists, nothing is said twice."""
+def _checked(
+    schema: type[Any], folder: Path, primary: str, overrides: Sequence[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """Overrides as Hydra shall see them: each key is known, each option exists, nothing is said twice.
+
+    Also the values of settings that Hydra shall not see: it takes those called as a group of other commands for it.
+    """
     groups = group_defaults(folder, primary)
     settings = [field.path for field in walk(schema)]
     nested = list(sections(schema))
     words: list[str] = []
+    plain: dict[str, Any] = {}
     seen: dict[str, str] = {}
     for text in overrides:
         if "=" not in text and not text.lstrip().startswith("~"):
@@ -69,6 +75,8 @@ def _checked(schema: type[Any], folder: Path, primary: str, overrides: Sequence[
         seen[key] = text
         if key in groups:
             words.append(_group_word(folder, key, override, text))
+        elif key in settings and (folder / key).is_dir():
+            plain[key] = _value(override)
         elif key in settings or key in nested:
             # Forced, because a field that keeps its dataclass default need not stand in the YAML.
             words.append("++" + text.lstrip().lstrip("+"))
@@ -77,7 +85,7 @@ def _checked(schema: type[Any], folder: Path, primary: str, overrides: Sequence[
             raise ConfigError(
                 key, _value(override), f"there is no such setting in `{primary}`", _suggest(key, known, primary)
             )
-    return words
+    return words, plain
 
 
 def _parse(text: str) -> Override:

@@ -1,13 +1,32 @@
-"""Captions of clips: rows of a JSONL file, or a text file beside each clip."""
+"""Captions of clips: rows of a JSONL file, or a text file beside each clip.
+
+A row says `"caption": TEXT`, or `"captions": [{"text": TEXT, "weight": W, "source": NAME}, ...]` where a clip has
+several of which training draws one by weight; the latter counts where a row has both. A row with a `clip_id` speaks
+of one clip of its file.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megavideo.errors import DataError
+
+GIVEN = "given"
+
+
+@dataclass(frozen=True)
+class WeightedCaption:
+    """One of a clip's captions; it is drawn in proportion to `weight`. `source` tells who wrote it."""
+
+    text: str
+    weight: float = 1.0
+    source: str = GIVEN
 
 
 @dataclass(frozen=True)
@@ -21,11 +40,22 @@ class CaptionNote:
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Captions by absolute path, with what was left aside on reading."""
+    """Captions by absolute path, with what was left aside on reading.
+
+    `captions` holds the heaviest of each file, `alternatives` all of them, and `of_clips` those of rows with a
+    `clip_id`; these count for the file too where it has no others.
+    """
 
     captions: dict[Path, str]
     lines: dict[Path, int]
     notes: tuple[CaptionNote, ...]
+    alternatives: dict[Path, tuple[WeightedCaption, ...]] = field(default_factory=dict)
+    of_clips: dict[str, tuple[WeightedCaption, ...]] = field(default_factory=dict)
+
+    def of(self, clip_id: str | None, path: Path) -> tuple[WeightedCaption, ...] | None:
+        """The captions of a clip, else those of its file; None where there are none."""
+        of_clip = None if clip_id is None else self.of_clips.get(clip_id)
+        return of_clip or self.alternatives.get(path)
 
     def unknown(self, known: set[Path]) -> tuple[CaptionNote, ...]:
         """Notes for rows whose file does not exist and is not one of `known`."""
@@ -33,15 +63,115 @@ class CaptionTable:
         return tuple(CaptionNote(str(path), self.lines[path], "no such file") for path in missing)
 
 
-def read_caption_table(path: Path, root: Path) -> CaptionTable:
-    """Read rows `{"file": ..., "caption": ...}`.
+def heaviest(captions: Sequence[WeightedCaption]) -> WeightedCaption:
+    """The caption with the largest weight, of equal ones the first."""
+    return max(captions, key=lambda caption: caption.weight)
 
-    A relative `file` is looked for under `root`, then beside the JSONL. Of several rows for one file the first counts
-    and the others become notes. Raises DataError, with the line, on anything that is no such row.
+
+def caption_row(file: str, captions: Sequence[WeightedCaption], clip_id: str | None = None) -> str:
+    """One line of a caption file, as `read_caption_table` reads it."""
+    row: dict[str, Any] = {"file": file, "caption": heaviest(captions).text}
+    row |= {} if clip_id is None else {"clip_id": clip_id}
+    row["captions"] = [asdict(caption) for caption in captions]
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def read_caption_table(path: Path, root: Path) -> CaptionTable:
+    """Read rows `{"file": ..., "caption": ...}` or `{"file": ..., "captions": [...]}`; see the module.
+
+    A relative `file` is looked for under `root`, then beside the JSONL. Of several rows for one file, or for one clip
+    where they have a `clip_id`, the first counts and the others become notes. Raises DataError, with the line, on
+    anything that is no such row.
     """
-    captions: dict[Path, str] = {}
-    lines: dict[Path, int] = {}
+    of_files: dict[Path, _Row] = {}
+    of_clips: dict[str, _Row] = {}
     notes: list[CaptionNote] = []
+    for row in _rows(path, root):
+        first = of_files.setdefault(row.path, row) if row.clip_id is None else of_clips.setdefault(row.clip_id, row)
+        if first is not row:
+            same = "the same caption" if first.captions == row.captions else "another caption"
+            notes.append(CaptionNote(row.file, row.line, f"has {same} in line {first.line} already; the first is used"))
+    by_file: dict[Path, list[_Row]] = {}
+    for row in of_clips.values():
+        by_file.setdefault(row.path, []).append(row)
+    for clip_path, rows in by_file.items():
+        if clip_path not in of_files and len(rows) == 1:
+            of_files[clip_path] = rows[0]
+        elif clip_path not in of_files:
+            reason = f"has captions of {len(rows)} clips of it, found by their clip_id, and none of the whole"
+            notes.append(CaptionNote(rows[0].file, rows[0].line, reason))
+    return CaptionTable(
+        captions={clip: heaviest(row.captions).text for clip, row in of_files.items()},
+        lines={clip: row.line for clip, row in of_files.items()},
+        notes=tuple(notes),
+        alternatives={clip: row.captions for clip, row in of_files.items()},
+        of_clips={clip_id: row.captions for clip_id, row in of_clips.items()},
+    )
+
+
+def read_sidecar(clip: Path) -> str | None:
+    """The heaviest caption that `read_sidecar_captions` finds, which may be empty; None where there is no sidecar."""
+    captions = read_sidecar_captions(clip)
+    return None if captions is None else heaviest(captions).text
+
+
+def read_sidecar_captions(clip: Path) -> tuple[WeightedCaption, ...] | None:
+    """The captions in NAME.txt or NAME.json (an object as a row, without `file`) beside the clip, None without one.
+
+    Raises DataError with the reason where the sidecar is there and holds no caption.
+    """
+    text, table = clip.with_suffix(".txt"), clip.with_suffix(".json")
+    try:
+        if text.is_file():
+            return (WeightedCaption(text.read_bytes().decode("utf-8-sig").strip()),)
+        if not table.is_file():
+            return None
+        value = json.loads(table.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"its sidecar cannot be read: {error}") from error
+    try:
+        return parse_captions(value if isinstance(value, dict) else {})
+    except ValueError as error:
+        raise DataError(f"its sidecar {table.name} has {error}") from error
+
+
+def parse_captions(row: Mapping[str, Any]) -> tuple[WeightedCaption, ...]:
+    """The captions of an object with `captions` or `caption`. Raises ValueError that tells what it lacks."""
+    if row.get("captions") is None:
+        if not isinstance(row.get("caption"), str):
+            raise ValueError('no text under "caption"')
+        return (WeightedCaption(row["caption"].strip()),)
+    given = row["captions"]
+    if not isinstance(given, list) or not given:
+        raise ValueError('no list of captions under "captions"')
+    return tuple(_weighted(item) for item in given)
+
+
+def _weighted(item: Any) -> WeightedCaption:
+    value: Any = {"text": item} if isinstance(item, str) else item
+    text = value.get("text") if isinstance(value, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError('an entry of "captions" without a text under "text"')
+    weight, source = value.get("weight", 1.0), value.get("source", GIVEN)
+    if type(weight) not in (int, float) or not math.isfinite(weight) or weight <= 0:
+        raise ValueError(f'a "weight" in "captions" that is no positive number: {weight!r}')
+    if not isinstance(source, str):
+        raise ValueError(f'a "source" in "captions" that is no text: {source!r}')
+    return WeightedCaption(text.strip(), float(weight), source)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a caption file; `path` is where its file is looked for."""
+
+    line: int
+    file: str
+    path: Path
+    clip_id: str | None
+    captions: tuple[WeightedCaption, ...]
+
+
+def _rows(path: Path, root: Path) -> Iterator[_Row]:
     try:
         raw_lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -50,39 +180,13 @@ def read_caption_table(path: Path, root: Path) -> CaptionTable:
             "to use captions.jsonl or sidecar files beside the clips"
         ) from error
     for line, raw in enumerate(raw_lines, start=1):
-        if not raw.strip():
-            continue
-        file, caption = _row(path, line, raw)
-        clip = _locate(file, root, path.parent)
-        if clip in captions:
-            same = "the same caption" if captions[clip] == caption else "another caption"
-            notes.append(CaptionNote(file, line, f"has {same} in line {lines[clip]} already; the first is used"))
-            continue
-        captions[clip], lines[clip] = caption, line
-    return CaptionTable(captions, lines, tuple(notes))
+        if raw.strip():
+            row, captions = _checked(path, line, raw)
+            clip_path = _locate(row["file"], root, path.parent)
+            yield _Row(line, row["file"], clip_path, row.get("clip_id"), captions)
 
 
-def read_sidecar(clip: Path) -> str | None:
-    """The caption in NAME.txt or NAME.json (`{"caption": ...}`) beside the clip; None where neither is there.
-
-    Raises DataError with the reason where the sidecar is there and holds no caption.
-    """
-    text, table = clip.with_suffix(".txt"), clip.with_suffix(".json")
-    try:
-        if text.is_file():
-            return text.read_bytes().decode("utf-8-sig").strip()
-        if not table.is_file():
-            return None
-        value = json.loads(table.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"its sidecar cannot be read: {error}") from error
-    caption = value.get("caption") if isinstance(value, dict) else None
-    if not isinstance(caption, str):
-        raise DataError(f'its sidecar {table.name} has no text under "caption"')
-    return caption.strip()
-
-
-def _row(path: Path, line: int, raw: bytes) -> tuple[str, str]:
+def _checked(path: Path, line: int, raw: bytes) -> tuple[dict[str, Any], tuple[WeightedCaption, ...]]:
     remedy = 'Remedy: write each line as {"file": "NAME", "caption": "TEXT"} in UTF-8'
     try:
         row = json.loads(raw.decode("utf-8-sig"))
@@ -90,10 +194,14 @@ def _row(path: Path, line: int, raw: bytes) -> tuple[str, str]:
         raise DataError(f"{path}, line {line}: not JSON ({error}). {remedy}") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {line}: not a JSON object. {remedy}")
-    for key in ("file", "caption"):
-        if not isinstance(row.get(key), str) or (key == "file" and not row[key].strip()):
-            raise DataError(f'{path}, line {line}: no text under "{key}". {remedy}')
-    return row["file"], row["caption"].strip()
+    if not isinstance(row.get("file"), str) or not row["file"].strip():
+        raise DataError(f'{path}, line {line}: no text under "file". {remedy}')
+    if row.get("clip_id") is not None and not isinstance(row["clip_id"], str):
+        raise DataError(f'{path}, line {line}: "clip_id" is no text. {remedy}')
+    try:
+        return row, parse_captions(row)
+    except ValueError as error:
+        raise DataError(f"{path}, line {line}: {error}. {remedy}") from error
 
 
 def _locate(file: str, root: Path, beside: Path) -> Path:

@@ -1,13 +1,16 @@
 """An encoded dataset opened for reading: its description, its manifest and the text used for guidance dropout.
 
-Layout: `dataset.json` (written last: where it is, the dataset is whole), `manifest.jsonl`, `null_text.safetensors`,
-`index.json` with MDS shards, and `encoders/`.
+A dataset grows by versions: `dataset_v1.json` with `manifest_v1.jsonl` and `index_v1.json`, then `dataset_v2.json` and
+so on, each naming all samples of the one before it, under the same indices, and new ones. A version is never changed.
+`dataset.json` and `index.json` are copies of the newest. Shards (MDS) lie under `shards/`; `null_text.safetensors` and
+`encoders/` are the same for all versions. Format 1 had one version, without a number in its names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,37 +18,47 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from megavideo.data.caption_texts import CAPTION_COLUMNS
+from megavideo.data.captions import WeightedCaption
+from megavideo.data.retry import RetryPolicy
 from megavideo.data.storage import Storage, open_storage
 from megavideo.errors import DataError
 from megavideo.types import Grid, SampleInfo
 
 DATASET_NAME = "dataset.json"
-MANIFEST_NAME = "manifest.jsonl"
 NULL_TEXT_NAME = "null_text.safetensors"
 INDEX_NAME = "index.json"
 ENCODERS_PREFIX = "encoders/"
-FORMAT = 1
-# Columns of the shards and their MDS encodings: latent [C, t, h, w], text [L, text_dim] without padding.
+FORMAT = 2
+_OLD_FORMAT = 1
+# Columns of the shards and their MDS encodings: latent [C, t, h, w], text [L, text_dim] of all captions, unpadded.
 COLUMNS = {
     "sample_id": "str",
     "latent": "ndarray:float16",
     "text": "ndarray:float16",
     "caption": "str",
     "fps": "float64",
+    **CAPTION_COLUMNS,
 }
 
 
 @dataclass(frozen=True)
 class DroppedClip:
-    """A clip that was ingested and not encoded, and why."""
+    """A clip that was ingested and not encoded, and why. `clip_id` is empty where it was never tried."""
 
     file: str
     reason: str
+    clip_id: str = ""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `dataset.json` holds. `checksums` are SHA-256 sums of the small files by name; shards carry their own."""
+    """What `dataset.json` holds of a version.
+
+    `checksums` are SHA-256 sums of the small files by name; shards carry their own. `num_bytes` are those of shards,
+    manifest and index. `num_plans` tells how many lists of work it comes from. `psnr_db` is the autoencoder's on
+    `psnr_clips` clips, from the latents as stored. `version` is 0 in the format that had none.
+    """
 
     format: int
     num_samples: int
@@ -57,6 +70,21 @@ class DatasetInfo:
     dropped: tuple[DroppedClip, ...]
     captions_cut: int
     checksums: dict[str, str]
+    version: int = 1
+    num_plans: int = 0
+    num_bytes: int = 0
+    psnr_db: float | None = None
+    psnr_clips: int = 0
+
+    @property
+    def index_name(self) -> str:
+        """The file that lists the shards."""
+        return index_name(self.version)
+
+    @property
+    def manifest_name(self) -> str:
+        """The file that lists the samples."""
+        return f"manifest_v{self.version}.jsonl" if self.version else "manifest.jsonl"
 
 
 @dataclass(frozen=True)
@@ -70,32 +98,60 @@ class LatentDataset:
     storage: Storage
 
 
-def open_dataset(uri: str) -> LatentDataset:
-    """Open the dataset at `uri`, a folder or an s3:// prefix; shards are not read.
+def open_dataset(uri: str, retry: RetryPolicy | None = None, version: int | None = None) -> LatentDataset:
+    """Open the dataset at `uri`, a folder or an s3:// prefix; shards are not read. `retry` is for a store.
 
-    Raises DataError where it is missing, unfinished, of another format, or where its files do not belong together.
+    `version` is an earlier one than the newest. Raises DataError where it is missing, unfinished, of another format,
+    or where its files do not belong together.
     """
-    storage = open_storage(uri)
-    if not storage.exists(DATASET_NAME):
+    storage = open_storage(uri, retry)
+    name = version_name(version) if version else DATASET_NAME
+    if not storage.exists(name):
+        if version and storage.exists(DATASET_NAME):
+            newest = parse_info(uri, storage.read_bytes(DATASET_NAME)).version
+            raise DataError(f"{uri}: has no version {version}; its newest is {newest}. Remedy: give one that is there")
         raise DataError(
-            f"{uri}: no {DATASET_NAME}, so this is no dataset or one whose encoding did not finish. "
+            f"{uri}: no {name}, so this is no dataset or one whose encoding did not finish. "
             "Remedy: give data.uri the out= of `megavideo encode`, or run encode again"
         )
-    info = _read_info(uri, storage.read_bytes(DATASET_NAME))
-    small = {name: _read_checked(uri, storage, name, info) for name in (MANIFEST_NAME, NULL_TEXT_NAME, INDEX_NAME)}
-    samples = _read_manifest(uri, small[MANIFEST_NAME], info)
-    _check_index(uri, small[INDEX_NAME], info)
+    info = parse_info(uri, storage.read_bytes(name), name)
+    names = (info.manifest_name, NULL_TEXT_NAME, info.index_name)
+    small = {name: _read_checked(uri, storage, name, info) for name in names}
+    samples = _read_manifest(uri, small[info.manifest_name], info)
+    _check_index(uri, small[info.index_name], info)
     return LatentDataset(uri, info, samples, _read_null_text(uri, small[NULL_TEXT_NAME], info), storage)
+
+
+def version_name(version: int) -> str:
+    """The description of a version."""
+    return f"dataset_v{version}.json"
+
+
+def index_name(version: int) -> str:
+    """The file that lists the shards of a version."""
+    return f"index_v{version}.json" if version else INDEX_NAME
 
 
 def info_bytes(info: DatasetInfo) -> bytes:
     """The content of `dataset.json`."""
-    return (json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    value = asdict(info)
+    if info.format == _OLD_FORMAT:
+        for name in ("version", "num_plans", "num_bytes", "psnr_db", "psnr_clips"):
+            del value[name]
+        for clip in value["dropped"]:
+            del clip["clip_id"]
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def manifest_line(sample: SampleInfo, pixels: tuple[int, int, int]) -> str:
-    """One line of the manifest; `pixels` are frames, height and width of the encoded clip."""
-    row = {
+def manifest_row(
+    sample: SampleInfo, pixels: tuple[int, int, int], captions: Sequence[tuple[WeightedCaption, int]], **more: Any
+) -> dict[str, Any]:
+    """One row of the manifest.
+
+    `pixels` are frames, height and width of the encoded clip, `captions` its captions with their numbers of tokens;
+    `more` is what else is known of it.
+    """
+    return {
         "sample_id": sample.sample_id,
         "index": sample.index,
         "latent": [sample.latent.t, sample.latent.h, sample.latent.w],
@@ -104,7 +160,13 @@ def manifest_line(sample: SampleInfo, pixels: tuple[int, int, int]) -> str:
         "caption": sample.caption,
         "source": sample.source,
         "pixels": list(pixels),
+        "captions": [{**asdict(caption), "tokens": tokens} for caption, tokens in captions],
+        **more,
     }
+
+
+def manifest_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of the manifest."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -119,20 +181,25 @@ def checksum(data: bytes) -> str:
 
 
 def _damaged(uri: str, name: str, reason: object) -> DataError:
-    return DataError(f"{uri}/{name}: damaged ({reason}). Remedy: run encode again with overwrite=true")
+    return DataError(
+        f"{uri}/{name}: damaged ({reason}). Remedy: restore it from a copy, or encode again with overwrite=true"
+    )
 
 
-def _read_info(uri: str, data: bytes) -> DatasetInfo:
+def parse_info(uri: str, data: bytes, name: str = DATASET_NAME) -> DatasetInfo:
+    """The description in `data`, which was read from `name`; DataError where it is damaged or of another format."""
     try:
         value: dict[str, Any] = json.loads(data)
-        if value["format"] != FORMAT:
+        if value["format"] not in (FORMAT, _OLD_FORMAT):
             raise DataError(
-                f"{uri}/{DATASET_NAME}: format {value['format']}, and this version reads {FORMAT}. "
-                "Remedy: encode again with this version"
+                f"{uri}/{name}: format {value['format']}, and this version of megavideo reads {_OLD_FORMAT} and "
+                f"{FORMAT}. Remedy: encode again with this version"
             )
         patch_t, patch_h, patch_w = (int(side) for side in value["patch"])
+        old = value["format"] == _OLD_FORMAT
+        psnr_db = None if old else value["psnr_db"]
         return DatasetInfo(
-            format=FORMAT,
+            format=int(value["format"]),
             num_samples=int(value["num_samples"]),
             latent_channels=int(value["latent_channels"]),
             text_dim=int(value["text_dim"]),
@@ -142,9 +209,14 @@ def _read_info(uri: str, data: bytes) -> DatasetInfo:
             dropped=tuple(DroppedClip(**clip) for clip in value["dropped"]),
             captions_cut=int(value["captions_cut"]),
             checksums=dict(value["checksums"]),
+            version=0 if old else int(value["version"]),
+            num_plans=0 if old else int(value["num_plans"]),
+            num_bytes=0 if old else int(value["num_bytes"]),
+            psnr_db=None if psnr_db is None else float(psnr_db),
+            psnr_clips=0 if old else int(value["psnr_clips"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(uri, DATASET_NAME, error) from error
+        raise _damaged(uri, name, error) from error
 
 
 def _read_checked(uri: str, storage: Storage, name: str, info: DatasetInfo) -> bytes:
@@ -171,13 +243,13 @@ def _read_manifest(uri: str, data: bytes, info: DatasetInfo) -> tuple[SampleInfo
                 )
             )
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(uri, MANIFEST_NAME, error) from error
+        raise _damaged(uri, info.manifest_name, error) from error
     if [sample.index for sample in samples] != list(range(info.num_samples)):
-        raise _damaged(uri, MANIFEST_NAME, f"its indices are not 0 to {info.num_samples - 1} in order")
+        raise _damaged(uri, info.manifest_name, f"its indices are not 0 to {info.num_samples - 1} in order")
     patch_t, patch_h, patch_w = info.patch
     for sample in samples:
         if sample.latent.t % patch_t or sample.latent.h % patch_h or sample.latent.w % patch_w:
-            raise _damaged(uri, MANIFEST_NAME, f"sample {sample.sample_id} does not divide by patch {info.patch}")
+            raise _damaged(uri, info.manifest_name, f"sample {sample.sample_id} does not divide by patch {info.patch}")
     return tuple(samples)
 
 
@@ -185,9 +257,9 @@ def _check_index(uri: str, data: bytes, info: DatasetInfo) -> None:
     try:
         num_samples = sum(int(shard["samples"]) for shard in json.loads(data)["shards"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(uri, INDEX_NAME, error) from error
+        raise _damaged(uri, info.index_name, error) from error
     if num_samples != info.num_samples:
-        raise _damaged(uri, INDEX_NAME, f"{num_samples} samples, and {DATASET_NAME} says {info.num_samples}")
+        raise _damaged(uri, info.index_name, f"{num_samples} samples, and {DATASET_NAME} says {info.num_samples}")
 
 
 def _read_null_text(uri: str, data: bytes, info: DatasetInfo) -> np.ndarray:

@@ -34,6 +34,11 @@ _SLACK_SECONDS = 0.5
 _SLACK_SHARE = 0.05
 # Exact conversion, the same on every machine.
 _CONVERSION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+# Fast, and averaging: what is scored must not alias.
+_REDUCTION = Interpolation.AREA
+# Below so many frames decoding from the beginning costs less than seeking; times equal to this are the same frame's.
+_SEEK_FRAMES = 32
+_SAME_TIME_SECONDS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class _Upright:
         return np.ascontiguousarray(pixels)
 
 
+def is_image(path: Path) -> bool:
+    """True for a file whose suffix names a still image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
 def is_media(path: Path) -> bool:
     """True for a file whose suffix names video or a still image."""
     return path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES
@@ -76,41 +86,57 @@ def is_media(path: Path) -> bool:
 
 def probe(path: Path) -> MediaInfo:
     """Decode the whole file and tell what it holds. Raises DataError with the reason where any frame is damaged."""
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        pixels = _read_image(path)
+    if is_image(path):
+        pixels = read_image(path)
         return MediaInfo(1, 1.0, pixels.shape[1], pixels.shape[0], 1.0, True)
     times: list[float] = []
-    width = height = 0
-    aspect = 1.0
-    for frame, upright in _iter_video(path, whole=True):
-        size = (frame.height, frame.width) if upright.transpose else (frame.width, frame.height)
-        if times and size != (width, height):
-            change = f"{width}x{height} to {size[0]}x{size[1]} at frame {len(times)}"
-            raise DataError(f"{path}: its size changes from {change}")
-        width, height = size
-        if not times:
-            aspect = 1.0 / frame.pixel_aspect if upright.transpose else frame.pixel_aspect
+    first: Frame | None = None
+    for frame in iter_video(path):
+        first = first or frame
         times.append(frame.seconds)
-    if not times:
+    if first is None:
         raise DataError(f"{path}: holds no video frame")
-    return MediaInfo(len(times), _average_rate(path, times), width, height, aspect, False)
+    return MediaInfo(len(times), video_rate(path, times), first.width, first.height, first.pixel_aspect, False)
 
 
-def iter_frames(path: Path, start: int, count: int) -> Iterator[np.ndarray]:
+def iter_video(path: Path) -> Iterator[Frame]:
+    """Every frame of a video in presentation order, read to the end.
+
+    Raises DataError where any frame is damaged, the size of the picture changes, or the file is cut short.
+    """
+    size: tuple[int, int] | None = None
+    for index, frame in enumerate(_iter_video(path, whole=True)):
+        if size is not None and size != (frame.width, frame.height):
+            change = f"{size[0]}x{size[1]} to {frame.width}x{frame.height} at frame {index}"
+            raise DataError(f"{path}: its size changes from {change}")
+        size = frame.width, frame.height
+        yield frame
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The exact time of frame number `frame`, from which a reader can seek instead of decoding from the beginning."""
+
+    frame: int
+    seconds: float
+
+
+def iter_frames(path: Path, start: int, count: int, anchor: Anchor | None = None) -> Iterator[np.ndarray]:
     """Frames `start` to `start + count - 1` of a clip, lazily, as uint8 [H, W, 3].
 
-    Raises DataError where the file is damaged or ends before.
+    An `anchor` at or before `start` saves decoding what lies before it, and changes nothing else. Raises DataError
+    where the file is damaged or ends before.
     """
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_image(path):
         if start != 0 or count != 1:
             raise DataError(f"{path}: an image has one frame, and {count} from {start} are asked for")
-        yield _read_image(path)
+        yield read_image(path)
         return
     given = 0
-    for index, (frame, upright) in enumerate(_iter_video(path, whole=False)):
+    for index, frame in _numbered(path, anchor if anchor and _SEEK_FRAMES <= anchor.frame <= start else None):
         if index < start:
             continue
-        yield upright.apply(frame.rgb())
+        yield frame.rgb()
         given += 1
         if given == count:
             return
@@ -123,33 +149,78 @@ def decode_frames(path: Path, start: int, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """A decoded frame with its time and the pixel aspect of its stream; pixels are converted only when asked for."""
+class Frame:
+    """A decoded frame: its time, and pixels that are converted only when asked for. Sizes are upright pixels.
+
+    `pixel_aspect` is the width of an upright pixel over its height.
+    """
 
     raw: av.VideoFrame
     seconds: float
     pixel_aspect: float
+    upright: _Upright
 
     @property
     def width(self) -> int:
-        return self.raw.width
+        """Pixels of a row."""
+        return int(self.raw.height if self.upright.transpose else self.raw.width)
 
     @property
     def height(self) -> int:
-        return self.raw.height
+        """Pixels of a column."""
+        return int(self.raw.width if self.upright.transpose else self.raw.height)
 
     def rgb(self) -> np.ndarray:
-        return self.raw.to_ndarray(format="rgb24", interpolation=_CONVERSION, threads=1)
+        """The whole picture, uint8 [H, W, 3]."""
+        return self.upright.apply(self.raw.to_ndarray(format="rgb24", interpolation=_CONVERSION, threads=1))
+
+    def small(self, longest: int) -> np.ndarray:
+        """The picture with its longer side scaled down to `longest` pixels, never up, uint8 [h, w, 3]."""
+        scale = min(1.0, longest / max(self.raw.width, self.raw.height))
+        width, height = (max(1, round(side * scale)) for side in (self.raw.width, self.raw.height))
+        pixels = self.raw.to_ndarray(format="rgb24", width=width, height=height, interpolation=_REDUCTION, threads=1)
+        return self.upright.apply(pixels)
 
 
-def _iter_video(path: Path, whole: bool) -> Iterator[tuple[_Frame, _Upright]]:
+def _numbered(path: Path, anchor: Anchor | None) -> Iterator[tuple[int, Frame]]:
+    """Frames with their numbers: from the anchor where the file can be sought exactly, else from the beginning."""
+    if anchor is not None:
+        sought = _from_anchor(path, anchor)
+        try:
+            first = next(sought, None)
+        except DataError:
+            # A decoder that starts in the middle may fail on frames that lean on earlier ones.
+            first = None
+        if first is not None:
+            yield anchor.frame, first
+            yield from enumerate(sought, start=anchor.frame + 1)
+            return
+    yield from enumerate(_iter_video(path, whole=False))
+
+
+def _from_anchor(path: Path, anchor: Anchor) -> Iterator[Frame]:
+    """Frames from the anchor's on; none where seeking does not meet its exact time."""
+    found = False
+    for frame in _iter_video(path, whole=False, seek_seconds=anchor.seconds):
+        if not found:
+            if frame.seconds > anchor.seconds + _SAME_TIME_SECONDS:
+                return
+            found = frame.seconds >= anchor.seconds - _SAME_TIME_SECONDS
+        if found:
+            yield frame
+
+
+def _iter_video(path: Path, whole: bool, seek_seconds: float | None = None) -> Iterator[Frame]:
     """Decoded frames in presentation order. Raises DataError on anything that cannot be decoded.
 
-    With `whole`, the end of the file is compared with the duration that its header tells.
+    With `whole`, the end of the file is compared with the duration that its header tells. With `seek_seconds` decoding
+    begins at the nearest key frame before.
     """
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             stream = _video_stream(path, container)
+            if seek_seconds is not None:
+                container.seek(int(seek_seconds / float(stream.time_base)), stream=stream)
             packets = _whole_packets(path, container, stream) if whole else container.demux(stream)
             yield from _presentation_order(_decoded(path, packets, stream))
     except (av.FFmpegError, OSError) as error:
@@ -180,7 +251,7 @@ def _whole_packets(path: Path, container: Any, stream: Any) -> Iterator[Any]:
             raise DataError(f"{path}: cut short (it ends after {last:.2f} s, and its header tells {told:.2f} s)")
 
 
-def _decoded(path: Path, packets: Iterator[Any], stream: Any) -> Iterator[tuple[_Frame, _Upright]]:
+def _decoded(path: Path, packets: Iterator[Any], stream: Any) -> Iterator[Frame]:
     ratio = stream.sample_aspect_ratio
     aspect = float(ratio) if ratio else 1.0
     time_base = float(stream.time_base or 0.0)
@@ -198,19 +269,20 @@ def _decoded(path: Path, packets: Iterator[Any], stream: Any) -> Iterator[tuple[
                 raise DataError(f"{path}: damaged at frame {index} (it decodes only in part)")
             # A frame without a timestamp follows the one before it.
             seconds = raw.pts * time_base if raw.pts is not None else seconds + step
-            yield _Frame(raw, seconds, aspect), _upright(raw)
+            upright = _upright(raw)
+            yield Frame(raw, seconds, 1.0 / aspect if upright.transpose else aspect, upright)
             index += 1
 
 
-def _presentation_order(frames: Iterator[tuple[_Frame, _Upright]]) -> Iterator[tuple[_Frame, _Upright]]:
+def _presentation_order(frames: Iterator[Frame]) -> Iterator[Frame]:
     """Sort by time within the reach of a decoder's reordering."""
-    waiting: list[tuple[float, int, tuple[_Frame, _Upright]]] = []
-    for index, item in enumerate(frames):
-        seconds = item[0].seconds
+    waiting: list[tuple[float, int, Frame]] = []
+    for index, frame in enumerate(frames):
+        seconds = frame.seconds
         if waiting and seconds < waiting[0][0] - _CLOCK_RESTART_SECONDS:
             while waiting:
                 yield heapq.heappop(waiting)[2]
-        heapq.heappush(waiting, (seconds, index, item))
+        heapq.heappush(waiting, (seconds, index, frame))
         if len(waiting) > _REORDER_FRAMES:
             yield heapq.heappop(waiting)[2]
     while waiting:
@@ -228,8 +300,11 @@ def _upright(frame: av.VideoFrame) -> _Upright:
     return _Upright(False, a < 0, d < 0)
 
 
-def _average_rate(path: Path, times: list[float]) -> float:
-    """Frames a second over the steps of the clock, leaving out steps where the clock starts again."""
+def video_rate(path: Path, times: list[float]) -> float:
+    """Frames a second over the steps of the clock, leaving out steps where the clock starts again.
+
+    A single frame has the rate that the header of the file tells.
+    """
     steps = [later - earlier for earlier, later in pairwise(times) if later > earlier]
     if steps:
         return round(len(steps) / math.fsum(steps), 6)
@@ -238,7 +313,7 @@ def _average_rate(path: Path, times: list[float]) -> float:
         return float(rate) if rate else 1.0
 
 
-def _read_image(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """A still image, upright, over white where it is transparent, as uint8 [H, W, 3]."""
     try:
         with Image.open(path) as opened:

@@ -1,130 +1,227 @@
-"""The step plan: what every global step trains on, as a pure function of (manifest, seed, limits, step).
+"""The step plan: what every global step trains on, as a pure function of (manifest, seed, stage, limits, step).
 
-Ranks only take their slice of it, so that the data of a step depends on no layout and a run resumes anywhere.
+Ranks only take their share of it, so that the data of a step depends on no layout and a run resumes anywhere.
+
+Packs are planned by size: a recipe says which sizes share a pack, and how often. Which sample of a size takes a place,
+and which packs share a step, is settled for a round of some hundred packs when one of them is asked for, by keyed
+permutations with random access. So no table as long as the data is made, and any step is reached at once.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from megavideo.data.packing import PackLimits, fits, pack_window
+from megavideo.data.balance import shares
+from megavideo.data.classes import Dropped, make_classes
+from megavideo.data.packing import PackLimits
 from megavideo.data.patches import token_grid
+from megavideo.data.permutation import Integers, Keys, keys, mix, permute, shuffled
+from megavideo.data.recipe import make_recipe
+from megavideo.data.table import SampleTable, make_table
 from megavideo.errors import DataError
 from megavideo.types import PackSegment, SampleInfo
 
-_WINDOW_PACKS = 64  # samples are packed among neighbours of the shuffled order, about this many packs at a time
 _MAX_NAMED = 5
+_KEPT_ROUNDS = 3  # a step may lie in two, and the next one is made ahead
+_PHASES, _ORDER, _MEMBERS = range(3)  # what a key is for
+
+Pack = tuple[PackSegment, ...]
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """A sample that no pack can take."""
+class PlanSettings:
+    """What a plan is made from besides the samples.
 
-    sample_id: str
-    reason: str
+    `weights` maps `image`, `video` or a glob over sources to how often such samples are seen beside those that match
+    none, which are seen once; the first match counts, and 0 leaves out.
+    """
+
+    patch: tuple[int, int, int]
+    limits: PackLimits
+    packs_per_step: int
+    seed: int
+    stage: int = 0
+    weights: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Consecutive packs of a cycle, from `begin`: rows and visits of all places, and where each pack's begin."""
+
+    begin: int
+    rows: Integers
+    visits: Integers
+    pack_begin: Integers
+
+    @property
+    def end(self) -> int:
+        return self.begin + len(self.pack_begin) - 1
 
 
 class StepPlan:
     """Packs of every global step.
 
-    Epochs follow each other without a gap; each is shuffled and packed anew. `visit` is the epoch. Memory is one
-    epoch's packs; reaching a far step costs one packing per epoch before it, once.
+    Every sample of weight 1 is visited once an epoch, one of weight w w times; `visit` counts a sample's visits. Passes
+    follow each other without a gap, and where the data is small, what fills no pack goes into the first of the next.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[SampleInfo],
-        patch: tuple[int, int, int],
-        limits: PackLimits,
-        packs_per_step: int,
-        seed: int,
-    ) -> None:
-        self._seed = seed
-        self._limits = limits
-        self._packs_per_step = packs_per_step
-        self._segments, self.dropped = _usable(samples, patch, limits)
-        self._first_pack: list[int] = [0]  # number of the first pack of each epoch reached so far
-        self._epochs: dict[int, list[tuple[PackSegment, ...]]] = {}
-        tokens = sum(segment.grid.num_tokens for segment in self._segments)
-        self.tokens_per_epoch = tokens
-        self._window = max(1, _WINDOW_PACKS * limits.tokens * len(self._segments) // tokens)
+    def __init__(self, samples: Sequence[SampleInfo] | SampleTable, settings: PlanSettings) -> None:
+        weights = dict(settings.weights or {})
+        table = samples if isinstance(samples, SampleTable) else make_table(samples, tuple(weights))
+        _check_groups(table, weights)
+        classes, self.dropped = make_classes(table, settings.patch, settings.limits, (*weights.values(), 1.0))
+        _tell_dropped(self.dropped, len(table))
+        if classes is None:
+            raise _none_fits(table, settings.limits, weights)
+        self._table = table
+        self._settings = settings
+        self._classes = classes
+        self._recipe = make_recipe(classes, settings.limits)
+        self._rounds: dict[tuple[int, int], _Round] = {}
+        self._phases: tuple[int, Integers] = (-1, np.zeros(0, np.int64))
 
-    def step(self, step: int) -> list[tuple[PackSegment, ...]]:
+    @property
+    def max_segments(self) -> int:
+        """Samples in the pack that holds most of them; the same for every seed and step."""
+        return self._recipe.max_segments
+
+    @property
+    def packs_per_cycle(self) -> int:
+        """Packs after which every sample has been seen as often as its weight says: whole passes over all of them."""
+        return self._recipe.num_packs
+
+    @property
+    def passes_per_cycle(self) -> int:
+        """Visits of the samples seen most often in as many packs."""
+        return self._recipe.passes
+
+    def step(self, step: int) -> list[Pack]:
         """The packs of one global step, in order."""
-        begin = step * self._packs_per_step
-        return [self._pack(number) for number in range(begin, begin + self._packs_per_step)]
-
-    def rank_packs(self, step: int, dp_rank: int, dp_size: int) -> list[tuple[PackSegment, ...]]:
-        """One data-parallel rank's packs of a step; `dp_size` divides the packs of a step."""
-        share = self._packs_per_step // dp_size
-        return self.step(step)[dp_rank * share : (dp_rank + 1) * share]
+        begin = step * self._settings.packs_per_step
+        return [self._pack(number) for number in range(begin, begin + self._settings.packs_per_step)]
 
     def epoch_of(self, step: int) -> int:
-        """The epoch in which a step begins."""
-        return self._locate(step * self._packs_per_step)[0]
+        """Whole passes over the samples seen most often before the round in which a step begins."""
+        cycle, offset = divmod(step * self._settings.packs_per_step, self._recipe.num_packs)
+        number = self._find(cycle, offset)
+        return cycle * self._recipe.passes + number * self._recipe.passes // self._recipe.rounds
 
-    def packs_in_epoch(self, epoch: int) -> int:
-        """Packs that an epoch makes."""
-        return len(self._epoch(epoch))
+    def _pack(self, number: int) -> Pack:
+        cycle, offset = divmod(number, self._recipe.num_packs)
+        found = self._round(cycle, self._find(cycle, offset))
+        place = offset - found.begin
+        begin, end = found.pack_begin[place : place + 2].tolist()
+        return tuple(self._segment(row, visit) for row, visit in zip(
+            found.rows[begin:end].tolist(), found.visits[begin:end].tolist(), strict=True
+        ))  # fmt: skip
 
-    def _pack(self, number: int) -> tuple[PackSegment, ...]:
-        epoch, offset = self._locate(number)
-        return self._epoch(epoch)[offset]
+    def _segment(self, row: int, visit: int) -> PackSegment:
+        table = self._table
+        grid = token_grid(table.grid(row), self._settings.patch)
+        return PackSegment(int(table.index[row]), table.sample_id(row), visit, grid, int(table.text[row]))
 
-    def _locate(self, number: int) -> tuple[int, int]:
-        while self._first_pack[-1] <= number:
-            epoch = len(self._first_pack) - 1
-            self._first_pack.append(self._first_pack[-1] + len(self._epoch(epoch)))
-        epoch = int(np.searchsorted(self._first_pack, number, side="right")) - 1
-        return epoch, number - self._first_pack[epoch]
+    def _find(self, cycle: int, offset: int) -> int:
+        """The round in which pack `offset` of a cycle is."""
+        for (known, number), each in tuple(self._rounds.items()):  # the feed's thread may add one
+            if known == cycle and each.begin <= offset < each.end:
+                return number
+        low, high = 0, self._recipe.rounds
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._packs_before(cycle, middle) <= offset else (low, middle)
+        return low
 
-    def _epoch(self, epoch: int) -> list[tuple[PackSegment, ...]]:
-        if epoch not in self._epochs:
-            packs = self._pack_epoch(epoch)
-            # a step may straddle two epochs; older ones are not asked for again
-            self._epochs = {e: p for e, p in self._epochs.items() if e >= epoch - 1} | {epoch: packs}
-        return self._epochs[epoch]
+    def _packs_before(self, cycle: int, number: int) -> int:
+        return int(self._recipe.copies_before(number, self._phases_of(cycle)).sum())
 
-    def _pack_epoch(self, epoch: int) -> list[tuple[PackSegment, ...]]:
-        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        order = generator.permutation(len(self._segments))
-        packs: list[tuple[PackSegment, ...]] = []
-        for begin in range(0, len(order), self._window):
-            window = [self._segments[i] for i in order[begin : begin + self._window]]
-            visited = [PackSegment(s.index, s.sample_id, epoch, s.grid, s.text_tokens) for s in window]
-            packs += pack_window(visited, self._limits)
-        return [packs[i] for i in generator.permutation(len(packs))]
+    def _phases_of(self, cycle: int) -> Integers:
+        if self._phases[0] != cycle:
+            bits = mix(self._key(_PHASES, cycle) + np.arange(len(self._recipe.copies), dtype=np.uint64))
+            self._phases = (cycle, self._recipe.phases(bits))
+        return self._phases[1]
+
+    def _round(self, cycle: int, number: int) -> _Round:
+        if (cycle, number) not in self._rounds:
+            while len(self._rounds) >= _KEPT_ROUNDS:
+                del self._rounds[next(iter(self._rounds))]
+            self._rounds[cycle, number] = self._make_round(cycle, number)
+        return self._rounds[cycle, number]
+
+    def _make_round(self, cycle: int, number: int) -> _Round:
+        recipe, phases = self._recipe, self._phases_of(cycle)
+        before, after = (recipe.copies_before(at, phases) for at in (number, number + 1))
+        patterns = np.repeat(np.arange(len(before)), after - before)
+        patterns = patterns[shuffled(len(patterns), self._key(_ORDER, cycle, number))]
+        lengths = np.diff(recipe.pattern_begin)[patterns]
+        pack_begin = np.concatenate([[0], np.cumsum(lengths)])
+        slots = np.repeat(recipe.pattern_begin[patterns] - pack_begin[:-1], lengths) + np.arange(pack_begin[-1])
+        classes = recipe.slot_class[slots]
+        copies = np.repeat(before, np.diff(recipe.pattern_begin))
+        taken = np.zeros(len(recipe.per_cycle), np.int64)
+        np.add.at(taken, recipe.slot_class, copies)
+        position = cycle * recipe.per_cycle[classes] + taken[classes] + _rank_among_equals(classes)
+        visits, place = np.divmod(position, self._classes.count[classes])
+        member = permute(place, self._classes.count[classes], self._key(_MEMBERS, classes, visits))
+        return _Round(int(before.sum()), self._classes.rows(classes, member), visits, pack_begin)
+
+    def _key(self, use: int, *parts: int | Integers) -> Keys:
+        return keys(self._settings.seed, self._settings.stage, use, *parts)
 
 
-def _usable(
-    samples: Sequence[SampleInfo], patch: tuple[int, int, int], limits: PackLimits
-) -> tuple[list[PackSegment], tuple[Dropped, ...]]:
-    usable: list[PackSegment] = []
-    dropped: list[Dropped] = []
-    for sample in samples:
-        segment = PackSegment(sample.index, sample.sample_id, 0, token_grid(sample.latent, patch), sample.text_tokens)
-        if fits(segment, limits):
-            usable.append(segment)
-            continue
-        need = f"{segment.grid.num_tokens} video and {segment.text_tokens} text tokens"
-        dropped.append(Dropped(sample.sample_id, f"{need}; a pack takes {limits.tokens} and {limits.text_tokens}"))
+def rank_share(packs: Sequence[Pack], dp_rank: int, dp_size: int) -> list[Pack]:
+    """One data-parallel rank's packs of a step, the costliest first; `dp_size` divides the packs of a step.
+
+    Ranks have as many packs each, with attention that costs as near the same as those packs allow.
+    """
+    cost = [sum(segment.grid.num_tokens**2 for segment in pack) for pack in packs]
+    return [packs[number] for number in shares(cost, dp_size)[dp_rank]]
+
+
+def _rank_among_equals(values: Integers) -> Integers:
+    """How many equal values come before each."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(values) else ordered
+    rank = np.empty_like(values)
+    rank[order] = np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
+    return rank
+
+
+def _check_groups(table: SampleTable, weights: Mapping[str, float]) -> None:
+    if table.groups != (*weights, ""):
+        raise DataError(
+            f"the table of samples was made for the sources {list(table.groups[:-1])}, and the weights name "
+            f"{list(weights)}. Remedy: make it anew"
+        )
+    empty = [name for number, name in enumerate(weights) if not (table.run_group == number).any()]
+    if empty:
+        raise DataError(
+            f"data.sources: no sample is of {', '.join(empty)}. A name is image, video or a pattern as in films/* for "
+            "the source that the manifest tells, and the first that fits counts. Remedy: correct or drop it"
+        )
+
+
+def _tell_dropped(dropped: Sequence[Dropped], num_samples: int) -> None:
     if dropped:
         named = "; ".join(f"{d.sample_id}: {d.reason}" for d in dropped[:_MAX_NAMED])
-        logging.getLogger(__name__).warning("%d of %d samples fit no pack: %s", len(dropped), len(samples), named)
-    if not usable:
-        raise DataError(
-            f"none of the {len(samples)} samples fits a pack of data.tokens_per_pack={limits.tokens} and "
-            f"data.text_tokens_per_pack={limits.text_tokens}. Remedy: raise them, or encode with a smaller area or "
-            "fewer frames"
+        logging.getLogger(__name__).warning("%d of %d samples fit no pack: %s", len(dropped), num_samples, named)
+
+
+def _weights_of_groups(table: SampleTable, weights: Mapping[str, float]) -> list[float]:
+    return [weight for group, weight in enumerate((*weights.values(), 1.0)) if (table.run_group == group).any()]
+
+
+def _none_fits(table: SampleTable, limits: PackLimits, weights: Mapping[str, float]) -> DataError:
+    if weights and not any(_weights_of_groups(table, weights)):
+        return DataError(
+            f"data.sources={dict(weights)} leaves out all {len(table)} samples. Remedy: give one of them more than 0"
         )
-    tokens = sum(segment.grid.num_tokens for segment in usable)
-    if tokens < limits.tokens and len(usable) < limits.segments:
-        raise DataError(
-            f"the whole dataset has {tokens} video tokens in {len(usable)} samples: too few to fill one pack of "
-            f"data.tokens_per_pack={limits.tokens}. Remedy: set data.tokens_per_pack={tokens} or less, or add samples"
-        )
-    return usable, tuple(dropped)
+    return DataError(
+        f"none of the {len(table)} samples fits a pack of data.tokens_per_pack={limits.tokens} and "
+        f"data.text_tokens_per_pack={limits.text_tokens}. Remedy: raise them, or encode with a smaller area or "
+        "fewer frames"
+    )

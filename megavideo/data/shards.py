@@ -2,109 +2,201 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from streaming.base.format.mds.reader import MDSReader
 
-from megavideo.data.dataset import INDEX_NAME, LatentDataset
+from megavideo.data.cache import ShardCache
+from megavideo.data.caption_texts import split_texts
+from megavideo.data.dataset import LatentDataset
+from megavideo.data.prefetch import ShardWorkers
+from megavideo.data.shard_files import ShardFiles
 from megavideo.data.storage import LocalStorage
+from megavideo.data.stream_counts import StreamCounts, zero_counts
 from megavideo.errors import DataError
 
-_HASH = "xxh64"
-_ATTEMPTS = 2
+_FOLDER_SECONDS = 120.0  # a shard is hashed at once; a file system that takes longer hangs
 
 
 @dataclass(frozen=True)
 class LatentSample:
-    """One encoded sample: latent [C, T, H, W] and text [L, text_dim], float32, and frames per second."""
+    """One encoded sample: latent [C, T, H, W] and text [L, text_dim], float32, and frames per second.
+
+    Where it has several captions, `texts` are all of them, `weights` how often each is to be drawn, and `text` is the
+    heaviest; else both are empty.
+    """
 
     latent: torch.Tensor
     text: torch.Tensor
     fps: float
+    texts: tuple[torch.Tensor, ...] = ()
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How shards are had ahead of their use: by processes, or a thread for 0; bytes of the cache, None: its disk's."""
+
+    workers: int = 0
+    cache_bytes: float | None = None
 
 
 class ShardReader:
     """Random access to the samples of a dataset.
 
-    Shards of a store are fetched into `cache`, once per machine whatever the number of ranks; shards of a folder are
-    read in place. Raises DataError naming the shard for whatever is missing or damaged; a bad file never stays cached.
+    Shards of a store are fetched into `cache`, once per machine whatever the number of ranks and workers; shards of a
+    folder are read in place. Raises DataError naming the shard for whatever is missing or damaged; a bad file never
+    gets into the cache, and one that went bad there is replaced.
     """
 
-    def __init__(self, dataset: LatentDataset, cache: Path | None) -> None:
+    def __init__(self, dataset: LatentDataset, cache: Path | None, options: StreamOptions | None = None) -> None:
+        options = options or StreamOptions()
         self._dataset = dataset
-        self._cache = None if cache is None else cache / hashlib.sha256(dataset.uri.encode()).hexdigest()[:16]
-        self._folder = self._cache
-        if self._folder is None:
-            if not isinstance(dataset.storage, LocalStorage):
-                raise DataError(f"{dataset.uri}: a store needs a cache folder. Remedy: set data.cache")
-            self._folder = dataset.storage.folder
-        index: dict[str, Any] = json.loads(dataset.storage.read_bytes(INDEX_NAME))
+        index: dict[str, Any] = json.loads(dataset.storage.read_bytes(dataset.info.index_name))
         self._shards: list[dict[str, Any]] = index["shards"]
         self._ends = np.cumsum([shard["samples"] for shard in self._shards])
-        self._open: dict[int, MDSReader] = {}
+        shard_cache = None
+        # Each that waits for another is a little more patient than it, so that the cause is told, not the waiting.
+        patience = dataset.storage.retry.longest_seconds
+        if cache is not None:
+            shard_cache = ShardCache(cache, options.cache_bytes, patience + 3.0)
+        elif not isinstance(dataset.storage, LocalStorage):
+            raise DataError(f"{dataset.uri}: a store needs a cache folder. Remedy: set data.cache")
+        prefix = hashlib.sha256(dataset.uri.encode()).hexdigest()[:16]
+        self._files = ShardFiles(dataset.uri, dataset.storage, self._shards, shard_cache, prefix)
+        self._num_workers = options.workers
+        self._patience_seconds = patience + 4.5 if cache else _FOLDER_SECONDS
+        self._workers: ShardWorkers | None = None
+        self._formats: dict[int, tuple[MDSReader, np.ndarray]] = {}
+        self._counts = zero_counts()
+        self._wait_seconds = 0.0
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Run the workers meanwhile. To be entered before threads that read are started."""
+        self._workers = ShardWorkers(self._files, self._num_workers, self._patience_seconds)
+        try:
+            yield
+        finally:
+            self._workers.close()
+            self._counts.update(self._workers.counts)
+            self._workers = None
+
+    def stop(self) -> None:
+        """Make a thread that waits for a worker give up."""
+        if self._workers:
+            self._workers.stop()
+
+    @property
+    def wants_more(self) -> bool:
+        """True where `expect` would set an idle worker to work."""
+        return self._workers is not None and self._workers.wants_more
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """Have the workers fetch what these samples need; they will be read soon, in this order."""
+        if not self._workers:
+            return
+        for number in dict.fromkeys(self._number(index) for index in indices):
+            fd = self._files.open_trusted(number)
+            if fd is None:
+                self._workers.request(number)
+            else:
+                os.close(fd)
 
     def read(self, index: int) -> LatentSample:
         """The sample with this index in the manifest."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number = self._number(index)
         first = int(self._ends[number]) - self._shards[number]["samples"]
-        row = self._shard(number).get_item(index - first)
+        data, reader = self._sample_bytes(number, index - first)
+        row = reader.decode_sample(data)
         expected = self._dataset.samples[index].sample_id
         if row["sample_id"] != expected:
             raise DataError(
                 f"{self._dataset.uri}: sample {index} is {row['sample_id']!r}, and the manifest says {expected!r}. "
                 "Remedy: the shards and the manifest are of different datasets; encode again with overwrite=true"
             )
-        return LatentSample(
-            latent=torch.from_numpy(row["latent"].astype(np.float32)),
-            text=torch.from_numpy(row["text"].astype(np.float32)),
-            fps=float(row["fps"]),
-        )
+        self._counts["samples"] += 1
+        self._counts["read_bytes"] += len(data)
+        return self._sample(index, row)
 
-    def _shard(self, number: int) -> MDSReader:
-        if number not in self._open:
-            self._verify(self._shards[number]["raw_data"])
-            self._open[number] = MDSReader.from_json(str(self._folder), None, dict(self._shards[number]))
-        return self._open[number]
+    def counts(self) -> StreamCounts:
+        """What was done so far."""
+        total = self._counts + self._files.counts
+        workers = self._workers
+        if workers:
+            total += workers.counts
+        return StreamCounts(**total, wait_seconds=self._wait_seconds)  # type: ignore[arg-type]
 
-    def _verify(self, entry: dict[str, Any]) -> None:
-        assert self._folder is not None
-        path = self._folder / entry["basename"]
-        if self._cache is None:
-            self._check(path, entry)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent / f"{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one rank of the machine fetches, the others wait and find it
-            for attempt in range(_ATTEMPTS):
-                if not path.exists():
-                    self._dataset.storage.download(entry["basename"], path)
-                try:
-                    self._check(path, entry)
-                    return
-                except DataError:
-                    path.unlink(missing_ok=True)
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-
-    def _check(self, path: Path, entry: dict[str, Any]) -> None:
-        expected = entry["hashes"][_HASH]
+    def _sample(self, index: int, row: dict[str, Any]) -> LatentSample:
         try:
-            actual = xxhash.xxh64(path.read_bytes()).hexdigest()
-        except OSError as error:
+            arrays, weights = split_texts(row)
+        except ValueError as error:
             raise DataError(
-                f"{path}: shard cannot be read ({error.strerror}). Remedy: restore it, or encode again with "
-                "overwrite=true"
+                f"{self._dataset.uri}: sample {index}: {error}. Remedy: encode again with overwrite=true"
             ) from error
-        if actual != expected:
-            raise DataError(
-                f"{path}: shard is damaged: its {_HASH} is {actual}, the index says {expected}. Remedy: restore it "
-                "from a copy, or encode again with overwrite=true"
-            )
+        texts = tuple(_float_tensor(array) for array in arrays)
+        latent, fps = _float_tensor(row["latent"]), float(row["fps"])
+        if len(texts) == 1:
+            return LatentSample(latent, texts[0], fps)
+        return LatentSample(latent, texts[weights.index(max(weights))], fps, texts, weights)
+
+    def _number(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right"))
+
+    def _sample_bytes(self, number: int, row: int) -> tuple[bytes, MDSReader]:
+        fd = self._open(number)
+        try:
+            if number not in self._formats:
+                self._formats[number] = self._format(number, fd)
+            reader, offsets = self._formats[number]
+            begin, end = int(offsets[row]), int(offsets[row + 1])
+            data = os.pread(fd, end - begin, begin)
+        finally:
+            os.close(fd)
+        if len(data) != end - begin:
+            raise DataError(f"{self._dataset.uri}: a shard was cut while it was read. Remedy: leave the files alone")
+        return data, reader
+
+    def _open(self, number: int) -> int:
+        fd = self._files.open_trusted(number)
+        if fd is not None:
+            return fd
+        if self._files.was_trusted(number):
+            self._tell_refetched()
+        begin = time.monotonic()
+        try:
+            if self._workers:
+                self._workers.ensure(number)
+            return self._files.open(number)
+        finally:
+            self._wait_seconds += time.monotonic() - begin
+
+    def _format(self, number: int, fd: int) -> tuple[MDSReader, np.ndarray]:
+        """The library's decoder of a shard, and where its samples [n + 1] begin: uint32 n, then the offsets."""
+        shard = self._shards[number]
+        offsets = np.frombuffer(os.pread(fd, 4 * (shard["samples"] + 1), 4), np.uint32)
+        return MDSReader.from_json("", None, dict(shard)), offsets
+
+    def _tell_refetched(self) -> None:
+        if not self._counts["refetched"]:
+            logging.getLogger(__name__).warning(
+                "%s: a shard that was ready has gone from the cache and is fetched again; if this goes on, raise "
+                "data.cache_gb", self._dataset.uri,
+            )  # fmt: skip
+        self._counts["refetched"] += 1
+
+
+def _float_tensor(array: np.ndarray) -> torch.Tensor:
+    # torch widens halves several times faster than numpy, and wants them writable, which a view of bytes is not
+    return torch.from_numpy(array.copy()).float()

@@ -69,9 +69,27 @@ def plan_clips(
 
 
 def read_clip(clip: PlannedClip) -> torch.Tensor:
-    """The planned window of a clip as uint8 [T, H, W, 3]; DataError where the file is gone or damaged."""
-    frames = iter_frames(clip.path, clip.window.start, clip.window.count)
+    """The planned window of a clip, without letterbox, as uint8 [T, H, W, 3].
+
+    Raises DataError where the file is gone, damaged or another one than was ingested.
+    """
+    row = clip.row
+    frames = iter_frames(clip.path, row.start + clip.window.start, clip.window.count, row.anchor)
+    if row.crop is not None:
+        frames = (_cropped(frame, clip, row.crop) for frame in frames)
     return torch.from_numpy(np.ascontiguousarray(resize_frames(frames, clip.size)))
+
+
+def _cropped(frame: np.ndarray, clip: PlannedClip, crop: tuple[int, int, int, int]) -> np.ndarray:
+    """The part `crop` (left, top, right, bottom) of a frame [H, W, 3]."""
+    left, top, right, bottom = crop
+    height, width = frame.shape[:2]
+    if right > width or bottom > height:
+        raise DataError(
+            f"{clip.path}: its picture of {width}x{height} does not hold the crop {list(crop)}: it has changed since "
+            "it was ingested. Remedy: run ingest again"
+        )
+    return frame[top:bottom, left:right]
 
 
 def to_video(frames: torch.Tensor) -> torch.Tensor:

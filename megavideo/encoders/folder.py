@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
 from megavideo.data.storage import write_file
 from megavideo.encoders.autoencoder import FitVideos, VideoAutoencoder
 from megavideo.encoders.bytes_text import BytesTextEncoder
+from megavideo.encoders.families import FAMILIES
+from megavideo.encoders.loaded import LoadedAutoencoder, build_loaded, loaded_ratios
 from megavideo.encoders.pca import SPACE_RATIO, TIME_RATIO, PcaAutoencoder, fit_pca
 from megavideo.encoders.text import TextEncoder
 from megavideo.encoders.transformers_text import TransformersTextEncoder, build_transformers_text
-from megavideo.encoders.wan import WanAutoencoder, build_wan, open_wan, wan_ratios
 from megavideo.errors import ConfigError, DataError
 
 _CONFIG_NAME = "encoders.json"
@@ -36,8 +38,8 @@ def build_autoencoder(cfg: AutoencoderConfig, fit_videos: FitVideos) -> VideoAut
 
     `fit_videos(n)` gives up to n clips of the dataset. Raises ConfigError on settings that cannot be used.
     """
-    if cfg.kind == "wan":
-        return build_wan(cfg.path, cfg.precision, fit_videos)
+    if cfg.kind != "pca":
+        return build_loaded(cfg.kind, cfg.path, cfg.precision, fit_videos, cfg.tile)
     if cfg.precision != "fp32":
         raise ConfigError(
             "autoencoder.precision", cfg.precision, "has no effect on kind=pca, which computes in fp32", "leave it out"
@@ -47,7 +49,7 @@ def build_autoencoder(cfg: AutoencoderConfig, fit_videos: FitVideos) -> VideoAut
 
 def autoencoder_ratios(cfg: AutoencoderConfig) -> tuple[int, int]:
     """Time and space ratio of the autoencoder that `build_autoencoder` would make, without loading weights."""
-    return wan_ratios(open_wan(cfg.path)) if cfg.kind == "wan" else (TIME_RATIO, SPACE_RATIO)
+    return (TIME_RATIO, SPACE_RATIO) if cfg.kind == "pca" else loaded_ratios(cfg.kind, cfg.path)
 
 
 def build_text_encoder(cfg: TextEncoderConfig) -> TextEncoder:
@@ -79,21 +81,23 @@ def load_encoders(folder: Path) -> Encoders:
     return Encoders(load_autoencoder(folder), load_text_encoder(folder))
 
 
-_AUTOENCODERS: dict[str, Callable[[Path], VideoAutoencoder]] = {"pca": PcaAutoencoder.load, "wan": WanAutoencoder.load}
+_AUTOENCODERS: dict[str, Callable[[Path], VideoAutoencoder]] = {
+    "pca": PcaAutoencoder.load,
+    **{kind: partial(LoadedAutoencoder.load, kind=kind) for kind in FAMILIES},
+}
 _TEXT_ENCODERS: dict[str, Callable[[Path], TextEncoder]] = {
     "bytes": BytesTextEncoder.load,
     "transformers": TransformersTextEncoder.load,
 }
 _KINDS: dict[type, str] = {
     PcaAutoencoder: "pca",
-    WanAutoencoder: "wan",
     BytesTextEncoder: "bytes",
     TransformersTextEncoder: "transformers",
 }
 
 
 def _kind_of(encoder: VideoAutoencoder | TextEncoder) -> str:
-    return _KINDS[type(encoder)]
+    return encoder.kind if isinstance(encoder, LoadedAutoencoder) else _KINDS[type(encoder)]
 
 
 def _required(name: str, value: int | None) -> int:

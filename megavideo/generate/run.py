@@ -17,6 +17,7 @@ from megavideo.data.write_video import write_video
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import run_shift
 from megavideo.errors import ConfigError
+from megavideo.generate.expand import SampledPrompt, expand_prompts
 from megavideo.generate.loaded_run import LoadedRun, load_run
 from megavideo.generate.sampler import Guidance, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
@@ -31,9 +32,10 @@ _SHEET_FRAMES = 8
 
 @dataclass(frozen=True)
 class SampleReport:
-    """Files written, in the order of the prompts, and the contact sheet."""
+    """Files written, in the order of the prompts, which stand beside them as given and as used; the contact sheet."""
 
     files: tuple[str, ...]
+    prompts: tuple[SampledPrompt, ...]
     contact_sheet: str
     step: int
     weights: str
@@ -50,12 +52,13 @@ def sample(cfg: SampleRun, prompts: Sequence[str], negative: str) -> SampleRepor
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = cfg.precision or ("bf16" if device.type == "cuda" else "fp32")
     check_precision("precision", precision, device)
+    expanded = expand_prompts(cfg.expand, prompts)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     run = load_run(Path(cfg.ckpt), weights=cfg.weights, dtype=dtype, device=device)
     fps = cfg.fps or run.fps
     videos: list[np.ndarray] = []
     for first in range(0, len(prompts), cfg.prompts_per_batch):
-        some = prompts[first : first + cfg.prompts_per_batch]
+        some = [prompt.used for prompt in expanded[first : first + cfg.prompts_per_batch]]
         videos += sample_videos(run, cfg, some, negative, first=first)
         logging.getLogger(__name__).info("sampled %d of %d", len(videos), len(prompts))
     for path, video in zip(files, videos, strict=True):
@@ -64,7 +67,7 @@ def sample(cfg: SampleRun, prompts: Sequence[str], negative: str) -> SampleRepor
     rows = list(zip(prompts, videos, strict=True))
     contact_sheet(rows, frames_per_row=min(_SHEET_FRAMES, cfg.frames), scale=_scale(cfg)).save(sheet)
     written = tuple(str(path) for path in files)
-    return SampleReport(written, str(sheet), run.manifest.step, cfg.weights, time.monotonic() - begin)
+    return SampleReport(written, expanded, str(sheet), run.manifest.step, cfg.weights, time.monotonic() - begin)
 
 
 def sample_videos(

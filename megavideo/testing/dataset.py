@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from megavideo.data.dataset import ENCODERS_PREFIX, DatasetInfo, checksum, info_bytes, null_text_bytes
-from megavideo.data.storage import open_storage
+from megavideo.data.captions import WeightedCaption
+from megavideo.data.dataset import (
+    ENCODERS_PREFIX,
+    FORMAT,
+    NULL_TEXT_NAME,
+    DatasetInfo,
+    checksum,
+    manifest_line,
+    manifest_row,
+    null_text_bytes,
+)
+from megavideo.data.storage import LocalStorage, Storage, open_storage
 from megavideo.encoders.bytes_text import BytesTextEncoder
-from megavideo.encoders.dataset_writer import complete, writing_dataset
+from megavideo.encoders.dataset_place import clear
+from megavideo.encoders.dataset_writer import ShardWriter, publish_version, writing_shards
 from megavideo.encoders.folder import save_encoders
 from megavideo.encoders.pca import PcaAutoencoder, fit_pca
 from megavideo.types import Grid, SampleInfo
@@ -41,7 +54,9 @@ def write_dataset(
     rng = np.random.default_rng(num_samples)
     text_encoder = BytesTextEncoder(TEXT_DIM, 16)
     storage = open_storage(uri)
-    with writing_dataset(storage, shard_bytes) as writer:
+    clear(storage)
+    lines = []
+    with _shards_in(storage, shard_bytes) as (writer, shards):
         for index in range(num_samples):
             grid = grids[index % len(grids)]
             caption = f"a {_COLOURS[index % len(_COLOURS)]} shape" + ", moving" * (index % 3)
@@ -53,15 +68,16 @@ def write_dataset(
                 latent[0, 0, 0, 0] = bad[index]
             sample = SampleInfo(f"sample-{index}", index, grid, len(text), 8.0, caption, f"{index}.mp4")
             pixels = (1 + 4 * (grid.t - 1), 8 * grid.h, 8 * grid.w)
-            writer.add(sample, latent.astype(np.float16), text, pixels)
-        null_text = text_encoder.encode([""])[0].numpy()
-        files = writer.finish({"null_text.safetensors": null_text_bytes(null_text)})
+            writer.add(sample, latent.astype(np.float16), [text], [1.0])
+            lines.append(manifest_line(manifest_row(sample, pixels, [(WeightedCaption(caption), len(text))])))
+    null_text = null_text_bytes(text_encoder.encode([""])[0].numpy())
+    storage.write_bytes(NULL_TEXT_NAME, null_text)
     with tempfile.TemporaryDirectory() as folder:
         save_encoders(Path(folder), small_autoencoder(), text_encoder)
         for path in Path(folder).iterdir():
             storage.upload(path, ENCODERS_PREFIX + path.name)
     info = DatasetInfo(
-        format=1,
+        format=FORMAT,
         num_samples=num_samples,
         latent_channels=CHANNELS,
         text_dim=TEXT_DIM,
@@ -70,10 +86,24 @@ def write_dataset(
         space_ratio=8,
         dropped=(),
         captions_cut=0,
-        checksums={name: checksum(data) for name, data in files.items()},
+        checksums={NULL_TEXT_NAME: checksum(null_text)},
     )
-    complete(storage, info, info_bytes(info))
-    return info
+    return publish_version(storage, info, shards, "".join(lines).encode())
+
+
+@contextmanager
+def _shards_in(storage: Storage, shard_bytes: int) -> Iterator[tuple[ShardWriter, list[dict[str, Any]]]]:
+    """A writer, and the index of its shards once it is left; they are called shard.00000.mds and so on."""
+    shards: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with writing_shards(LocalStorage(folder / "made"), "shard", folder / "staging", shard_bytes) as writer:
+            yield writer, shards
+            shards += writer.finish()
+        for number, shard in enumerate(shards):
+            path = folder / "made" / shard["raw_data"]["basename"]
+            shard["raw_data"]["basename"] = f"shard.{number:05d}.mds"
+            storage.upload(path, f"shard.{number:05d}.mds")
 
 
 def small_autoencoder() -> PcaAutoencoder:

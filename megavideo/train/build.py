@@ -10,7 +10,8 @@ import torch
 from megavideo.config.layout import Layout, parse_layout
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.dataset import LatentDataset, open_dataset
-from megavideo.data.shards import ShardReader
+from megavideo.data.retry import RetryPolicy
+from megavideo.data.shards import ShardReader, StreamOptions
 from megavideo.data.storage import LocalStorage
 from megavideo.diffusion.objective import build_objective
 from megavideo.errors import ConfigError
@@ -37,8 +38,8 @@ class Parts:
     engine: Engine
 
 
-def build_parts(config: TrainRun, launch: Launch) -> Parts:
-    """Make the parts of a run on this process.
+def build_parts(config: TrainRun, launch: Launch, version: int | None = None) -> Parts:
+    """Make the parts of a run on this process; `version` of the dataset is the newest if it is None.
 
     Raises ConfigError, DataError or TopologyError where settings, dataset and processes do not fit each other.
     """
@@ -46,9 +47,12 @@ def build_parts(config: TrainRun, launch: Launch) -> Parts:
     layout = parse_layout(config.layout)
     mesh = ProcessMesh.of(layout, config.model.heads, launch.rank, launch.world_size)
     _check_packs(config, mesh)
-    dataset = open_dataset(config.data.uri)
+    dataset = open_dataset(config.data.uri, RetryPolicy(config.data.retry_seconds), version)
     _check_dataset(config, dataset)
-    feed = Feed(config, dataset, ShardReader(dataset, _cache(config, dataset)), build_objective(config.diffusion), mesh)
+    cache_gb = config.data.cache_gb
+    options = StreamOptions(config.data.workers, None if cache_gb is None else cache_gb * 1e9)
+    reader = ShardReader(dataset, _cache(config, dataset), options)
+    feed = Feed(config, dataset, reader, build_objective(config.diffusion), mesh)
     plan = EnginePlan(
         layout=layout,
         mesh=mesh,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,11 +13,13 @@ from megavideo.config.schema.train import TrainRun
 from megavideo.data.batch import assemble
 from megavideo.data.dataset import LatentDataset
 from megavideo.data.packing import PackLimits
-from megavideo.data.plan import StepPlan
+from megavideo.data.plan import PlanSettings, StepPlan, rank_share
 from megavideo.data.shards import ShardReader
+from megavideo.data.stream_counts import StreamRates
 from megavideo.diffusion.objective import Objective
 from megavideo.parallel.mesh import ProcessMesh
-from megavideo.train.noising import TrainBatch, drop_texts, noise_pack, num_loss_tokens
+from megavideo.train.look_ahead import Packs, planned_ahead
+from megavideo.train.noising import TrainBatch, choose_texts, drop_texts, noise_pack, num_loss_tokens
 from megavideo.types import PackSegment
 
 
@@ -45,24 +47,36 @@ class Feed:
         null_text = torch.from_numpy(dataset.null_text.astype("float32"))
         self._config = config
         self._reader = reader
+        self._stream_rates = StreamRates(reader.counts)
         self._objective = objective
         self._mesh = mesh
         self._null_text = null_text
-        self._limits = PackLimits(
-            config.data.tokens_per_pack, config.data.text_tokens_per_pack, config.data.max_segments, null_text.shape[0]
-        )
+        data = config.data
+        most = data.max_segments or min(data.tokens_per_pack, data.text_tokens_per_pack)
+        limits = PackLimits(data.tokens_per_pack, data.text_tokens_per_pack, most, null_text.shape[0])
         self.plan = StepPlan(
-            dataset.samples, config.model.patch, self._limits, config.train.packs_per_step, config.train.seed
+            dataset.samples,
+            PlanSettings(
+                config.model.patch,
+                limits,
+                config.train.packs_per_step,
+                config.train.seed,
+                weights=data.sources,
+            ),
         )
+        self._limits = limits if data.max_segments else replace(limits, segments=self.plan.max_segments)
 
     def step(self, step: int) -> StepInput:
         """This rank's input of one global step."""
-        packs = self.plan.step(step)
-        share = len(packs) // self._mesh.dp
-        mine = packs[self._mesh.dp_rank * share : (self._mesh.dp_rank + 1) * share]
+        return self._input(step, self.plan.step(step))
+
+    def _mine(self, packs: Packs) -> Packs:
+        return rank_share(packs, self._mesh.dp_rank, self._mesh.dp)
+
+    def _input(self, step: int, packs: Packs) -> StepInput:
         return StepInput(
             step=step,
-            batches=tuple(self._batch(segments) for segments in mine),
+            batches=tuple(self._batch(segments) for segments in self._mine(packs)),
             loss_tokens=num_loss_tokens(packs, self._config.diffusion, self._config.train.seed),
             tokens=sum(s.grid.num_tokens for pack in packs for s in pack),
             segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for pack in packs for s in pack),
@@ -87,27 +101,34 @@ class Feed:
 
         def work() -> None:
             try:
-                for step in range(begin, end):
-                    if not put(self.step(step)):
+                for step, packs in planned_ahead(self.plan.step, self._mine, self._reader, begin, end):
+                    if not put(self._input(step, packs)):
                         return
             except BaseException as error:  # noqa: BLE001 - handed to the training thread, which raises it
                 put(error)
 
         thread = threading.Thread(target=work, name="megavideo-feed", daemon=True)
-        thread.start()
-        try:
-            for _ in range(begin, end):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+        with self._reader.working():
+            thread.start()
+            try:
+                for _ in range(begin, end):
+                    item = ready.get()
+                    if isinstance(item, BaseException):
+                        raise item
+                    yield item
+            finally:
+                stop.set()
+                self._reader.stop()
+                thread.join()
+
+    def stream_metrics(self) -> dict[str, float]:
+        """Numbers of this rank's stream since they were last asked for."""
+        return self._stream_rates.metrics()
 
     def _batch(self, segments: tuple[PackSegment, ...]) -> TrainBatch:
         config = self._config
         samples = [self._reader.read(s.index) for s in segments]
+        samples = choose_texts(segments, samples, config.train.seed)
         samples = drop_texts(segments, samples, self._null_text, config.diffusion.text_dropout, config.train.seed)
         pack = assemble(segments, samples, config.model.patch, self._limits)
         return noise_pack(pack, segments, config.diffusion, self._objective, config.train.seed)

@@ -99,6 +99,7 @@ class Loop:
                 "tokens_per_second": rates.tokens_per_second,
                 "seconds": rates.seconds_per_step,
                 "mfu": rates.mfu,
+                **self._parts.feed.stream_metrics(),
             },
         )
 

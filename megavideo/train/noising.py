@@ -16,6 +16,7 @@ import torch
 
 from megavideo.config.schema.diffusion import DiffusionConfig
 from megavideo.data.shards import LatentSample
+from megavideo.diffusion.captions import choose_caption
 from megavideo.diffusion.conditions import draw_mask, drops_text
 from megavideo.diffusion.objective import Objective
 from megavideo.diffusion.randomness import SampleKey
@@ -41,6 +42,17 @@ class TrainBatch:
         pack = dataclasses.replace(self.pack, **tensors)
         pack = dataclasses.replace(pack, tokens=pack.tokens.to(dtype), text=pack.text.to(dtype))
         return TrainBatch(pack, self.target.to(device, non_blocking=True), self.weight.to(device, non_blocking=True))
+
+
+def choose_texts(segments: Sequence[PackSegment], samples: Sequence[LatentSample], seed: int) -> list[LatentSample]:
+    """The samples, each with one of its captions, drawn by weight for this visit."""
+    chosen = []
+    for segment, sample in zip(segments, samples, strict=True):
+        if sample.texts:
+            number = choose_caption(sample.weights, SampleKey(seed, segment.sample_id, segment.visit))
+            sample = dataclasses.replace(sample, text=sample.texts[number])
+        chosen.append(sample)
+    return chosen
 
 
 def drop_texts(

@@ -24,6 +24,7 @@ _FIXED = (
     "data.tokens_per_pack",
     "data.max_segments",
     "data.text_tokens_per_pack",
+    "data.sources",
     "train.seed",
     "train.packs_per_step",
 )

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megavideo.config.dump import to_yaml
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, info_bytes
+from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, info_bytes, parse_info
 from megavideo.data.storage import download_all, write_file
 from megavideo.errors import ConfigError
 from megavideo.generate.loaded_run import SAMPLING_FILE
@@ -60,7 +60,7 @@ def _train(config: TrainRun, launch: Launch) -> TrainReport:
     _check_output(config, place)
     if place.config.exists():
         check_same_run(config, place.config)
-    parts = build_parts(config, launch)
+    parts = build_parts(config, launch, _version_of(config, place))
     _check_same_dataset(place, parts.dataset)
     dist.barrier()  # every rank has read the old settings before the first one replaces them
     if launch.rank == 0:
@@ -112,6 +112,14 @@ def _sinks(config: TrainRun, place: RunFolder, begin: int) -> list[MetricsSink]:
     if config.observe.wandb:
         sinks.append(WandbSink(config.observe.wandb_project or "megavideo", config.name, place.root, asdict(config)))
     return sinks
+
+
+def _version_of(config: TrainRun, place: RunFolder) -> int | None:
+    """The version of the dataset that is asked for, else the one that the run was started on, else the newest."""
+    copy = place.root / _DATASET_COPY
+    if config.data.version is not None or not copy.exists():
+        return config.data.version
+    return parse_info(str(place.root), copy.read_bytes()).version or None
 
 
 def _check_same_dataset(place: RunFolder, dataset: LatentDataset) -> None:

@@ -66,7 +66,7 @@ def make_clips(folder: Path) -> None:
 
 def spoil_copies(folder: Path) -> None:
     """Copies of the list of clips and of the dataset with one file of each cut short."""
-    for name, file in (("list", "clips.jsonl"), ("latents", "manifest.jsonl")):
+    for name, file in (("list", "clips.jsonl"), ("latents", "manifest_v1.jsonl")):
         copy = shutil.copytree(folder / name, folder / f"spoilt_{name}")
         (copy / file).write_bytes((copy / file).read_bytes()[:-20])
 
@@ -146,12 +146,11 @@ def test_one_message(words: str, part: str, inside: Path, capfd: pytest.CaptureF
     [
         ("data.uri=empty name=other", "dataset.json"),
         ("data.uri=list name=other", "`megavideo encode`"),
-        ("data.uri=spoilt_latents name=other", "manifest.jsonl"),
+        ("data.uri=spoilt_latents name=other", "manifest_v1.jsonl"),
         ("data.uri=latents train.stepz=3", "did you mean train.steps?"),
         ("data.uri=latents optim.lr=fast", "optim.lr"),
         ("data.uri=latents data.tokens_per_pack=0", "data.tokens_per_pack"),
         ("data.uri=latents data.tokens_per_pack=64 name=other", "none of the 3 samples fits"),
-        ("data.uri=latents data.tokens_per_pack=4096 name=other", "too few to fill one pack"),
         (f"data.uri=latents {SMALL_PACKS} model.text_dim=64 name=other", "model.text_dim"),
         (f"data.uri=latents {SMALL_PACKS} model.layers=3", "model.layers"),
         (f"data.uri=latents {SMALL_PACKS} layout=dp2", "dp"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from megavideo.cli.main import main
 from megavideo.cli.verbs.doctor import describe_machine
 from megavideo.parallel.accelerators import Accelerators, Gpu, Part
+from megavideo.testing.dataset import write_dataset
 
 MACHINE = Accelerators(
     torch="2.11.0",
@@ -38,8 +40,43 @@ def test_doctor_looks_at_this_machine(capfd: pytest.CaptureFixture[str]) -> None
         assert part["available"] or f"instead: {part['instead']}" in out
 
 
-def test_doctor_has_no_settings(capfd: pytest.CaptureFixture[str]) -> None:
+def test_machine_has_no_settings(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "gpus=2"]) == 2
-    assert "there is no such setting" in capfd.readouterr().err
+    assert "has no effect without a dataset" in capfd.readouterr().err
     assert main(["doctor", "--help"]) == 0
     assert "megavideo doctor --json" in capfd.readouterr().out
+
+
+def test_ranks_share_the_packs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "data=somewhere", "dp=3"]) == 2
+    assert "take packs_per_step=9" in capfd.readouterr().err
+    assert main(["doctor", "data=somewhere", "dp=4", "gpus=6"]) == 2
+    assert "take gpus=8" in capfd.readouterr().err
+
+
+def test_dataset_that_is_ready(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_dataset(str(tmp_path), 24)
+    words = ["doctor", f"data={tmp_path}", "tokens_per_pack=64", "text_tokens_per_pack=512", "steps=20"]
+    assert main(words) == 0
+    out = capfd.readouterr().out
+    assert "24: 16 videos" in out and "nothing found that would stop the run" in out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["samples"] == 24
+
+
+def test_faults_end_in_status_1(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_dataset(str(tmp_path), 24)
+    shard = min(tmp_path.glob("shard.*.mds"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    words = ["doctor", f"data={tmp_path}", "tokens_per_pack=15", "text_tokens_per_pack=512", "steps=20"]
+    assert main(words) == 1
+    out = capfd.readouterr().out
+    assert f"FAULT: {shard}" in out and "fit no pack, and max_dropped_share=0.01" in out
+    assert main([*words, "--json"]) == 1
+    report = json.loads(capfd.readouterr().out)
+    assert len(report["faults"]) == 2 and report["shards"]["bad"][0]["name"] == shard.name
+
+
+def test_a_folder_that_is_no_dataset_is_a_fault_of_input(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", f"data={tmp_path}"]) == 2
+    assert "no dataset.json" in capfd.readouterr().err

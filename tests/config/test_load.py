@@ -105,6 +105,9 @@ def test_an_integer_serves_as_a_float() -> None:
         ("diffusion.objective=flwo", "diffusion.objective", ["flow, ddpm", "did you mean flow?"]),
         ("diffusion.conditions=1", "diffusion.conditions", ["group of settings"]),
         ("diffusion.conditions={txt: 1}", "diffusion.conditions.txt", ["diffusion.conditions.text"]),
+        ("data.sources=3", "data.sources", ["must be {text: float}", "write data.sources={NAME:VALUE}"]),
+        ("data.sources={image:much}", "data.sources.image", ["must be float, not text"]),
+        ("data.sources={2:1.0}", "the name in data.sources", ["must be text"]),
         ("diffusion.text_dropout=1.5", "diffusion.text_dropout", [">= 0 and <= 1"]),
     ],
 )

@@ -1,30 +1,51 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from streaming import MDSWriter, StreamingDataset
 
-from megavideo.data.dataset import DatasetInfo, checksum, info_bytes, null_text_bytes, open_dataset
+from megavideo.data.captions import WeightedCaption
+from megavideo.data.dataset import (
+    COLUMNS,
+    DatasetInfo,
+    checksum,
+    info_bytes,
+    manifest_line,
+    manifest_row,
+    null_text_bytes,
+    open_dataset,
+    parse_info,
+)
+from megavideo.data.shards import ShardReader
 from megavideo.data.storage import LocalStorage
-from megavideo.encoders.dataset_writer import check_place, complete, writing_dataset
+from megavideo.encoders.dataset_writer import publish_version, writing_shards
 from megavideo.errors import DataError
 from megavideo.types import Grid, SampleInfo
 
+NULL_TEXT = null_text_bytes(np.zeros((1, 16), np.float16))
 
-def write_dataset(folder: Path, num_samples: int = 5, shard_bytes: int = 4096) -> DatasetInfo:
-    """A dataset of random latents."""
+
+def write_version(folder: Path, version: int = 1, num_samples: int = 5) -> DatasetInfo:
+    """A version of random latents; sample 3 has two captions."""
     rng = np.random.default_rng(0)
-    storage = LocalStorage(folder)
-    with writing_dataset(storage, shard_bytes) as writer:
+    storage, lines = LocalStorage(folder), []
+    with writing_shards(storage, f"shards/{version}", folder / "staging", 4096) as writer:
         for index in range(num_samples):
             sample = SampleInfo(f"s{index}", index, Grid(2, 4, 6), 3, 8.0, f"caption\u2028{index}", f"{index}.mp4")
+            captions = [(WeightedCaption(sample.caption, 0.75), 3), (WeightedCaption("short", 0.25), 1)]
+            captions = captions if index == 3 else captions[:1]
+            texts = [rng.standard_normal((length, 16)).astype(np.float16) for _, length in captions]
             latent = rng.standard_normal((8, 2, 4, 6)).astype(np.float16)
-            writer.add(sample, latent, rng.standard_normal((3, 16)).astype(np.float16), (5, 32, 48))
-        files = writer.finish({"null_text.safetensors": null_text_bytes(np.zeros((1, 16), np.float16))})
+            writer.add(sample, latent, texts, [caption.weight for caption, _ in captions])
+            lines.append(manifest_line(manifest_row(sample, (5, 32, 48), captions, scores={"motion": 0.5})))
+        shards = writer.finish()
+    storage.write_bytes("null_text.safetensors", NULL_TEXT)
     info = DatasetInfo(
-        format=1,
+        format=2,
         num_samples=num_samples,
         latent_channels=8,
         text_dim=16,
@@ -33,29 +54,93 @@ def write_dataset(folder: Path, num_samples: int = 5, shard_bytes: int = 4096) -
         space_ratio=8,
         dropped=(),
         captions_cut=0,
-        checksums={name: checksum(data) for name, data in files.items()},
+        checksums={"null_text.safetensors": checksum(NULL_TEXT)},
+        version=version,
+        psnr_db=30.0,
+        psnr_clips=4,
     )
-    complete(storage, info, info_bytes(info))
-    return info
+    return publish_version(storage, info, shards, "".join(lines).encode())
 
 
 def test_written_and_opened(tmp_path: Path) -> None:
-    from streaming import StreamingDataset
-
-    info = write_dataset(tmp_path)
+    info = write_version(tmp_path)
     dataset = open_dataset(str(tmp_path))
-    assert dataset.info == info
+    assert dataset.info == info == parse_info("x", info_bytes(info))
     assert dataset.samples[3] == SampleInfo("s3", 3, Grid(2, 4, 6), 3, 8.0, "caption\u20283", "3.mp4")
     assert dataset.null_text.shape == (1, 16) and dataset.null_text.dtype == np.float16
     index = json.loads((tmp_path / "index.json").read_bytes())
     assert len(index["shards"]) > 1
-    assert all(shard["raw_data"]["hashes"]["xxh64"] for shard in index["shards"])
+    for shard in index["shards"]:
+        assert shard["raw_data"]["hashes"]["xxh64"] in shard["raw_data"]["basename"]
+    # The stock reader reads it too.
     stream = StreamingDataset(local=str(tmp_path), shuffle=False, batch_size=1, validate_hash="xxh64")
     row = stream[4]
     assert (row["sample_id"], row["caption"], row["fps"]) == ("s4", "caption\u20284", 8.0)
     assert row["latent"].shape == (8, 2, 4, 6) and row["latent"].dtype == np.float16
     assert row["text"].shape == (3, 16)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith((".", "encode"))) == []
+    lines = (tmp_path / "manifest_v1.jsonl").read_text().split("\n")
+    assert [(text["tokens"], text["weight"]) for text in json.loads(lines[3])["captions"]] == [(3, 0.75), (1, 0.25)]
+    assert json.loads(lines[3])["scores"] == {"motion": 0.5}
+
+
+def test_captions_of_a_sample(tmp_path: Path) -> None:
+    write_version(tmp_path)
+    reader = ShardReader(open_dataset(str(tmp_path)), None)
+    one, two = reader.read(2), reader.read(3)
+    assert (one.texts, one.weights, len(one.text)) == ((), (), 3)
+    assert ([len(text) for text in two.texts], two.weights) == ([3, 1], (0.75, 0.25))
+    assert two.text is two.texts[0]
+
+
+def test_versions_stay(tmp_path: Path) -> None:
+    first = write_version(tmp_path, num_samples=3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*_v1*")}
+    second = write_version(tmp_path, version=2)
+    assert len(before) == 3
+    # One that is there already is not written again, and can be what is newest again.
+    assert write_version(tmp_path, num_samples=4) == first
+    assert open_dataset(str(tmp_path)).info == first
+    write_version(tmp_path, version=2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*_v1*")} == before
+    assert open_dataset(str(tmp_path)).info == second
+    assert open_dataset(str(tmp_path), version=1).info == first
+    assert ShardReader(open_dataset(str(tmp_path), version=1), None).read(2).fps == 8.0
+    with pytest.raises(DataError, match="no version 3; its newest is 2"):
+        open_dataset(str(tmp_path), version=3)
+
+
+def write_format_1(folder: Path) -> bytes:
+    """A dataset as it was written before there were versions; gives its `dataset.json`."""
+    columns = {name: COLUMNS[name] for name in ("sample_id", "latent", "text", "caption", "fps")}
+    rng = np.random.default_rng(0)
+    rows = []
+    with MDSWriter(out=str(folder), columns=columns, hashes=["xxh64"], size_limit=4096) as writer:
+        for index in range(4):
+            latent, text = (rng.standard_normal(shape).astype(np.float16) for shape in ((8, 2, 4, 6), (3, 16)))
+            fps = np.float64(8.0)
+            writer.write({"sample_id": f"s{index}", "latent": latent, "text": text, "caption": "c", "fps": fps})
+            row = {"sample_id": f"s{index}", "index": index, "latent": [2, 4, 6], "text_tokens": 3, "fps": 8.0}
+            rows.append({**row, "caption": "c", "source": f"{index}.mp4", "pixels": [5, 32, 48]})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "null_text.safetensors").write_bytes(NULL_TEXT)
+    small = ("null_text.safetensors", "index.json", "manifest.jsonl")
+    value = {
+        "format": 1, "num_samples": 4, "latent_channels": 8, "text_dim": 16, "patch": [1, 2, 2], "time_ratio": 4,
+        "space_ratio": 8, "dropped": [{"file": "a.mp4", "reason": "too small"}], "captions_cut": 0,
+        "checksums": {name: checksum((folder / name).read_bytes()) for name in small},
+    }  # fmt: skip
+    content = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    (folder / "dataset.json").write_bytes(content)
+    return content
+
+
+def test_the_older_format_is_read(tmp_path: Path) -> None:
+    content = write_format_1(tmp_path)
+    dataset = open_dataset(str(tmp_path))
+    assert (dataset.info.version, len(dataset.samples)) == (0, 4)
+    assert ShardReader(dataset, None).read(3).text.shape == (3, 16)
+    # A run that was started on it finds it the same.
+    assert info_bytes(dataset.info) == content
 
 
 @pytest.mark.parametrize(
@@ -65,14 +150,15 @@ def test_written_and_opened(tmp_path: Path) -> None:
         ("dataset.json", b"{", "dataset.json: damaged"),
         ("dataset.json", b'{"format": 9}', "format 9"),
         ("dataset.json", b'{"format": 1}', "dataset.json: damaged"),
-        ("manifest.jsonl", b"", "manifest.jsonl: damaged"),
-        ("manifest.jsonl", None, "manifest.jsonl: cannot be read"),
+        ("dataset.json", b'{"format": 2}', "dataset.json: damaged"),
+        ("manifest_v1.jsonl", b"", "manifest_v1.jsonl: damaged"),
+        ("manifest_v1.jsonl", None, "manifest_v1.jsonl: cannot be read"),
         ("null_text.safetensors", b"xx", "null_text.safetensors: damaged"),
-        ("index.json", b"{}", "index.json: damaged"),
+        ("index_v1.json", b"{}", "index_v1.json: damaged"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    write_dataset(tmp_path)
+    write_version(tmp_path)
     if content is None:
         (tmp_path / name).unlink()
     else:
@@ -82,33 +168,7 @@ def test_damage_is_named(tmp_path: Path, name: str, content: bytes | None, messa
     assert "Remedy" in str(fault.value)
 
 
-def test_crash_leaves_nothing_that_opens_and_is_cleared(tmp_path: Path) -> None:
-    write_dataset(tmp_path)
-    (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(DataError, match="holds a dataset already"):
-        check_place(str(tmp_path), overwrite=False)
-    storage = check_place(str(tmp_path), overwrite=True)
-    with pytest.raises(KeyboardInterrupt), writing_dataset(storage, 4096) as writer:
-        for index in range(4):
-            sample = SampleInfo(f"s{index}", index, Grid(1, 16, 16), 1, 8.0, "c", "f")
-            writer.add(sample, np.zeros((8, 1, 16, 16), np.float16), np.zeros((1, 16), np.float16), (1, 128, 128))
-        raise KeyboardInterrupt
-    assert (tmp_path / "shard.00000.mds").exists()
-    with pytest.raises(DataError, match="did not finish"):
-        open_dataset(str(tmp_path))
-    # The next attempt needs no overwrite, and leaves none of the old shards.
-    check_place(str(tmp_path), overwrite=False)
-    (tmp_path / "shard.00099.mds").write_bytes(b"stale")
-    write_dataset(tmp_path, num_samples=1)
-    assert len(open_dataset(str(tmp_path)).samples) == 1
-    assert not (tmp_path / "shard.00099.mds").exists()
-    assert (tmp_path / "mine.txt").read_text() == "keep"
-
-
-def test_foreign_shards_are_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "index.json").write_text("{}")
-    with pytest.raises(DataError, match="did not write"):
-        check_place(str(tmp_path), overwrite=True)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="is a file"):
-        check_place(str(tmp_path / "file"), overwrite=False)
+def test_a_version_has_samples(tmp_path: Path) -> None:
+    info = write_version(tmp_path)
+    with pytest.raises(ValueError, match="without samples"):
+        publish_version(LocalStorage(tmp_path), replace(info, num_samples=0), [], b"")

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -27,12 +28,22 @@ def clips(tmp_path: Path) -> Path:
 
 def test_real_clips(real_clips: Path, tmp_path: Path) -> None:
     report = ingest(IngestRun(src=str(real_clips), out=str(tmp_path)))
-    assert report.num_read == 14
-    assert {clip.file: clip.reason.split()[0] for clip in report.skipped} == {
-        "corrupted.mp4": "damaged",
-        "unordered.mov": "no",
+    assert (report.num_inputs, report.inputs_kept, report.inputs_dropped) == (16, 14, 2)
+    assert {clip.file: clip.kind for clip in report.dropped} == {
+        "corrupted.mp4": "unreadable",
+        "unordered.mov": "caption",
     }
-    sizes = {row.file: (row.frames, row.width, row.height) for row in read_clip_list(tmp_path).rows}
+    rows = read_clip_list(tmp_path).rows
+    assert len(rows) == report.num_clips == 26
+    # Seen by a person in the stills: each frame that begins a new shot, from 0. In nasa.mp4 127 begins a dissolve.
+    starts = {file: [row.start for row in rows if row.file == file] for file in {row.file for row in rows}}
+    assert {file: frames for file, frames in starts.items() if len(frames) > 1} == {
+        "bikes.mp4": [0, 30, 76, 137, 187, 242],
+        "scene_cuts.mp4": [0, 30, 76, 137, 187, 242],
+        "nasa.mp4": [0, 127, 202],
+    }
+    assert all(row.crop is None for row in rows)
+    sizes = {row.file: (row.frames, row.width, row.height) for row in rows}
     assert sizes["rotated_90.mov"] == (3, 320, 568)
     assert sizes["pancake.mkv"] == (310, 426, 240)
     assert sizes["av1.mkv"] == (125, 640, 360)
@@ -44,7 +55,7 @@ def test_jsonl_and_sidecars(clips: Path, tmp_path: Path) -> None:
     (clips / "c.json").write_text('{"caption": "from json"}')
     out = tmp_path / "out"
     report = ingest(IngestRun(src=str(clips), out=str(out)))
-    assert (report.num_read, report.num_images, report.num_frames, report.skipped) == (3, 1, 15, ())
+    assert (report.num_clips, report.num_images, report.num_frames, report.dropped) == (3, 1, 15, ())
     listed = read_clip_list(out)
     assert {row.file: row.caption for row in listed.rows} == {
         "a.mp4": "a square",
@@ -67,8 +78,11 @@ def test_bad_clips_are_reported_and_skipped(clips: Path, tmp_path: Path) -> None
     with (clips / "captions.jsonl").open("a") as file:
         file.write('\n{"file": "a.mp4", "caption": "other"}\n')
     report = ingest(IngestRun(src=str(clips), out=str(tmp_path / "out")))
-    reasons = {clip.file: clip.reason for clip in report.skipped}
-    assert report.num_read == 1
+    reasons = {clip.file: clip.reason for clip in report.dropped}
+    assert report.num_clips == 1
+    assert report.dropped_by_kind == {"caption": 4, "unreadable": 1}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert {line["file"]: line["reason"] for line in lines} == reasons
     assert set(reasons) == {"bad.mp4", "c.png", "sub/b.MKV", "y.mp4", "z.mp4"}
     assert "damaged" in reasons["bad.mp4"]
     assert reasons["c.png"] == "its caption is empty"
@@ -83,7 +97,7 @@ def test_single_file_and_own_captions_file(clips: Path, tmp_path: Path) -> None:
     captions = tmp_path / "my.jsonl"
     captions.write_text('\ufeff{"file": "a.mp4", "caption": "mine"}\n{"file": "c.png", "caption": "other"}\n')
     report = ingest(IngestRun(src=str(clips / "a.mp4"), out=str(tmp_path / "out"), captions=str(captions)))
-    assert (report.num_read, report.caption_notes) == (1, ())
+    assert (report.num_clips, report.caption_notes) == (1, ())
     assert read_clip_list(tmp_path / "out").rows[0].caption == "mine"
 
 
@@ -92,7 +106,7 @@ def test_out_inside_src_is_left_out(clips: Path) -> None:
     ingest(IngestRun(src=str(clips), out=str(clips / "out")))
     write_clip(clips / "out" / "stray.mp4", moving_square(2, 32, 32))
     report = ingest(IngestRun(src=str(clips), out=str(clips / "out")))
-    assert "out/stray.mp4" not in {clip.file for clip in report.skipped}
+    assert "out/stray.mp4" not in {clip.file for clip in report.dropped}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +150,38 @@ def test_whole_run_faults(clips: Path, tmp_path: Path, change: str, message: str
         ingest(IngestRun(src=str(src), out=str(tmp_path / "out"), captions=captions))
     assert "Remedy" in str(fault.value)
     assert not (tmp_path / "out" / "clips.jsonl").exists()
+
+
+def test_captions_of_single_clips(tmp_path: Path) -> None:
+    """Captions that were written for the clips of an earlier ingest are given to these, and need no decoding."""
+    src, out = tmp_path / "src", tmp_path / "out"
+    src.mkdir()
+    shots = [moving_square(12, 48, 64), 255 - moving_square(12, 48, 64, (10, 200, 30))[:, ::-1]]
+    write_clip(src / "a.mp4", np.concatenate(shots))
+    write_captions(src, {"a.mp4": "two shots"})
+    ingest(IngestRun(src=str(src), out=str(out)))
+    first, second = read_clip_list(out).rows
+    assert (first.start, second.start, first.caption, second.caption) == (0, 12, "two shots", "two shots")
+    part = next((out / "parts").rglob("*.json"))
+    written = part.stat().st_mtime_ns
+    own = tmp_path / "own.jsonl"
+    captions = [{"text": "green", "weight": 2.0}, {"text": "a green square", "weight": 1.0}]
+    own.write_text(json.dumps({"file": "a.mp4", "clip_id": second.clip_id, "captions": captions}) + "\n")
+    own.write_text(own.read_text() + json.dumps({"file": "a.mp4", "clip_id": "other", "caption": "x"}) + "\n")
+    report = ingest(IngestRun(src=str(src), out=str(out), captions=str(own)))
+    (row,) = read_clip_list(out).rows
+    assert (row.clip_id, row.caption) == (second.clip_id, "green")
+    assert [caption.text for caption in row.captions] == ["green", "a green square"]
+    assert [(clip.clip_id, clip.kind) for clip in report.dropped] == [(first.clip_id, "caption")]
+    assert part.stat().st_mtime_ns == written
+
+
+def test_a_list_of_an_earlier_format_is_read(tmp_path: Path) -> None:
+    row = {"clip_id": "1", "file": "a.mp4", "frames": 9, "fps": 8.0, "width": 64, "height": 48, "pixel_aspect": 1.0}
+    (tmp_path / "clips.jsonl").write_text(json.dumps(row | {"is_image": False, "caption": "x"}) + "\n")
+    (tmp_path / "ingest.json").write_text('{"format": 1, "root": "/"}')
+    (read,) = read_clip_list(tmp_path).rows
+    assert (read.start, read.crop, read.anchor) == (0, None, None)
 
 
 def test_object_stores_are_refused(clips: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from megavideo.data.media import decode_frames, iter_frames, probe
+from megavideo.data import media
+from megavideo.data.media import Anchor, decode_frames, iter_frames, iter_video, probe
 from megavideo.errors import DataError
 from tests.data.clip_files import moving_square, turn_header, write_clip
 
@@ -102,3 +104,42 @@ def test_images(tmp_path: Path) -> None:
     (tmp_path / "e.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:300])
     with pytest.raises(DataError, match="damaged or not an image"):
         probe(tmp_path / "e.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.mkv", "libx265"), ("a.webm", "libvpx-vp9"), ("a.ts", "libx264"), ("a.avi", "mpeg4")],
+)
+def test_an_anchor_changes_nothing(tmp_path: Path, name: str, codec: str) -> None:
+    """Frames read from the middle by seeking are those of reading from the beginning, bit for bit."""
+    import av
+
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    path = write_clip(tmp_path / name, moving_square(150, 64, 96), fps=25, codec=codec)
+    seconds = [frame.seconds for frame in iter_video(path)]
+    for start, count in ((33, 3), (100, 20), (148, 2)):
+        for first in (start, start - 1):
+            found = list(iter_frames(path, start, count, Anchor(first, seconds[first])))
+            assert np.array_equal(np.stack(found), decode_frames(path, start, count))
+    # A time that no frame has leads to reading from the beginning.
+    wrong = list(iter_frames(path, 100, 2, Anchor(100, seconds[100] + 0.01)))
+    assert np.array_equal(np.stack(wrong), decode_frames(path, 100, 2))
+    with pytest.raises(DataError, match="ends at frame 150"):
+        list(iter_frames(path, 149, 2, Anchor(149, seconds[149])))
+
+
+def test_an_anchor_saves_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_square(600, 32, 48), fps=25)
+    decoded = 0
+    whole = media._presentation_order
+
+    def counted(frames: Iterator[media.Frame]) -> Iterator[media.Frame]:
+        nonlocal decoded
+        for frame in whole(frames):
+            decoded += 1
+            yield frame
+
+    monkeypatch.setattr(media, "_presentation_order", counted)
+    list(iter_frames(path, 580, 4, Anchor(580, 580 / 25)))
+    assert decoded < 260  # x264 sets a key frame every 250

@@ -3,78 +3,135 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pytest
 
 from megavideo.data.packing import PackLimits
-from megavideo.data.plan import StepPlan
+from megavideo.data.plan import Pack, PlanSettings, StepPlan, rank_share
+from megavideo.data.recipe import _ITEMS
+from megavideo.data.table import SampleTable, make_table
 from megavideo.errors import DataError
 from megavideo.types import Grid, PackSegment, SampleInfo
 
 LIMITS = PackLimits(64, 48, 5)
 GRIDS = (Grid(1, 8, 8), Grid(3, 4, 6), Grid(5, 4, 4), Grid(2, 12, 4), Grid(1, 2, 4))
-Pack = tuple[PackSegment, ...]
 
 
-def samples(count: int, grids: tuple[Grid, ...] = GRIDS, text_tokens: int = 6) -> list[SampleInfo]:
+def samples(count: int, grids: tuple[Grid, ...] = GRIDS, sources: tuple[str, ...] = ("file",)) -> list[SampleInfo]:
     return [
-        SampleInfo(f"s{i}", i, grids[i % len(grids)], 1 + (i * 7) % text_tokens, 8.0, "caption", "file")
+        SampleInfo(f"s{i}", i, grids[i % len(grids)], 1 + (i * 7) % 6, 8.0, "", sources[i % len(sources)])
         for i in range(count)
     ]
 
 
-def make_plan(count: int = 137, packs_per_step: int = 4, seed: int = 0, limits: PackLimits = LIMITS) -> StepPlan:
-    return StepPlan(samples(count), (1, 2, 2), limits, packs_per_step, seed)
+def settings(packs_per_step: int = 4, **given: Any) -> PlanSettings:
+    return PlanSettings(**{"patch": (1, 2, 2), "limits": LIMITS, "packs_per_step": packs_per_step, "seed": 0, **given})
 
 
-def epoch_packs(plan: StepPlan, num_epochs: int) -> list[list[Pack]]:
-    """Packs of the first epochs, in order, by the visit of their segments."""
-    count = sum(plan.packs_in_epoch(epoch) for epoch in range(num_epochs))
-    steps = range(-(-count // 4))
-    packs = [pack for step in steps for pack in plan.step(step)][:count]
-    return [[pack for pack in packs if pack[0].visit == epoch] for epoch in range(num_epochs)]
+def make_plan(count: int = 137, packs_per_step: int = 4, **given: Any) -> StepPlan:
+    return StepPlan(samples(count), settings(packs_per_step, **given))
 
 
-def test_every_sample_once_an_epoch_and_visits_count_epochs() -> None:
-    epochs = epoch_packs(make_plan(), 3)
-    for visit, packs in enumerate(epochs):
-        assert Counter(s.index for pack in packs for s in pack) == Counter(range(137))
-        assert {s.visit for pack in packs for s in pack} == {visit}
-    orders = [[s.index for pack in packs for s in pack] for packs in epochs]
-    assert orders[0] != orders[1] != orders[2]
+def cycle_segments(plan: StepPlan, packs_per_step: int = 1) -> list[PackSegment]:
+    """All segments of the first cycle, in order."""
+    steps = -(-plan.packs_per_cycle // packs_per_step)
+    packs = [pack for step in range(steps) for pack in plan.step(step)][: plan.packs_per_cycle]
+    return [segment for pack in packs for segment in pack]
 
 
-def test_epochs_follow_each_other_without_a_gap() -> None:
-    plan = make_plan()
-    visits = [pack[0].visit for step in range(60) for pack in plan.step(step)]
-    assert visits == sorted(visits)
-    first_of_second = visits.index(1)
-    assert first_of_second == plan.packs_in_epoch(0)
-    assert plan.epoch_of(0) == 0
-    assert plan.epoch_of(59) == visits[59 * 4]
+def visit_counts(plan: StepPlan) -> Counter[tuple[int, int]]:
+    return Counter((s.index, s.visit) for s in cycle_segments(plan))
 
 
-def test_neighbours_change_between_epochs() -> None:
-    first, second, _ = ([{s.index for s in pack} for pack in packs] for packs in epoch_packs(make_plan(), 3))
-    assert sum(pack in second for pack in first) < len(first) / 2
+@pytest.mark.parametrize("count", [1, 2, 10, 137, 3000])
+def test_every_sample_once_each_pass(count: int) -> None:
+    plan = make_plan(count, 1)
+    passes = plan.passes_per_cycle
+    assert visit_counts(plan) == Counter((i, visit) for i in range(count) for visit in range(passes))
+    assert (passes == 1) == (count == 3000)
+
+
+def test_counts_divided_before_they_are_packed_lose_nothing() -> None:
+    count = _ITEMS + 1234
+    plan = make_plan(count, 1, limits=PackLimits(640, 480, 50))
+    assert plan.passes_per_cycle == 1
+    assert visit_counts(plan) == Counter((i, 0) for i in range(count))
+
+
+def test_cycles_follow_each_other_and_visits_go_on() -> None:
+    plan = make_plan(packs_per_step=1)
+    passes, packs = plan.passes_per_cycle, plan.packs_per_cycle
+    second = [s for step in range(packs, 2 * packs) for pack in plan.step(step) for s in pack]
+    assert Counter((s.index, s.visit) for s in second) == Counter(
+        (i, visit) for i in range(137) for visit in range(passes, 2 * passes)
+    )
+    assert plan.epoch_of(0) == 0 and plan.epoch_of(packs) == passes
+    epochs = [plan.epoch_of(step) for step in range(2 * packs)]
+    assert epochs == sorted(epochs) and set(epochs) == set(range(2 * passes))
+
+
+def test_no_sample_runs_ahead_of_the_others() -> None:
+    plan = make_plan(packs_per_step=1)
+    seen: Counter[int] = Counter(dict.fromkeys(range(137), 0))
+    for step in range(plan.packs_per_cycle):
+        for segment in plan.step(step)[0]:
+            assert segment.visit == seen[segment.index]  # none is left out, and none comes again
+            seen[segment.index] += 1
+        assert max(seen.values()) - min(seen.values()) <= 2
+
+
+def test_ten_clips_fill_packs_with_consecutive_visits() -> None:
+    clips = [SampleInfo(f"c{i}", i, Grid(1 + i % 3, 4, 2 + 2 * (i // 5)), 3, 8.0, "", "") for i in range(10)]
+    plan = StepPlan(clips, settings(8, limits=PackLimits(256, 1000, 256)))
+    for step in range(40):
+        packs = plan.step(step)
+        assert len(packs) == 8
+        segments = [s for pack in packs for s in pack]
+        assert len({(s.index, s.visit) for s in segments}) == len(segments)
+        assert {s.index for s in segments} == set(range(10))
+    assert fill(plan, 256, 40) > 0.98
+
+
+def fill(plan: StepPlan, tokens: int, steps: int) -> float:
+    packs = [pack for step in range(steps) for pack in plan.step(step)]
+    return sum(s.grid.num_tokens for pack in packs for s in pack) / len(packs) / tokens
+
+
+def test_neighbours_change_between_visits() -> None:
+    plan = make_plan(packs_per_step=1, limits=PackLimits(64, 100, 5))
+    together: dict[int, set[frozenset[int]]] = {}
+    for step in range(plan.packs_per_cycle):
+        for pack in plan.step(step):
+            for segment in pack:
+                together.setdefault(segment.visit, set()).add(frozenset(s.index for s in pack if len(pack) > 1))
+    assert len(together[0] & together[1]) < len(together[0]) / 2
 
 
 def test_a_step_is_pure() -> None:
     forward, jumping = make_plan(), make_plan()
-    expected = [forward.step(step) for step in range(70)]
-    for step in (69, 3, 40, 0, 68, 3, 11):
+    expected = [forward.step(step) for step in range(200)]
+    for step in (199, 3, 40, 0, 168, 3, 11):
         assert jumping.step(step) == expected[step]
     assert make_plan().step(69) == expected[69]
     assert make_plan(seed=1).step(0) != expected[0]
+    assert make_plan(stage=1).step(0) != expected[0]
+    table = make_table(reversed(samples(137)))  # the order of the manifest's lines does not matter
+    assert StepPlan(table, settings()).step(5) == expected[5]
 
 
-@pytest.mark.parametrize("dp_size", [1, 2, 4])
-def test_ranks_share_a_step(dp_size: int) -> None:
-    plan = make_plan()
-    for step in (0, 5, 33):
-        slices = [plan.rank_packs(step, rank, dp_size) for rank in range(dp_size)]
-        assert {len(part) for part in slices} == {4 // dp_size}
-        assert [pack for part in slices for pack in part] == plan.step(step)
+def test_ranks_share_a_step() -> None:
+    plan = make_plan(packs_per_step=24)
+    for dp_size in (1, 2, 3, 4, 6, 8, 12, 24):
+        parts = [rank_share(plan.step(3), rank, dp_size) for rank in range(dp_size)]
+        assert {len(part) for part in parts} == {24 // dp_size}
+        assert sorted(map(ids, (pack for part in parts for pack in part))) == sorted(map(ids, plan.step(3)))
+
+
+def ids(pack: Pack) -> list[tuple[str, int]]:
+    return [(s.sample_id, s.visit) for s in pack]
 
 
 def test_the_packs_of_a_run_do_not_depend_on_packs_per_step() -> None:
@@ -84,19 +141,86 @@ def test_the_packs_of_a_run_do_not_depend_on_packs_per_step() -> None:
 
 def test_budgets_hold() -> None:
     plan = make_plan(limits=PackLimits(64, 20, 3, min_text_tokens=4))
-    for step in range(30):
+    assert plan.max_segments <= 3
+    for step in range(60):
         for pack in plan.step(step):
             assert sum(s.grid.num_tokens for s in pack) <= 64
             assert sum(max(4, s.text_tokens) for s in pack) <= 20
             assert len(pack) <= 3
 
 
+def test_the_data_asks_for_segments() -> None:
+    free = make_plan(4000, limits=PackLimits(640, 4000, 640))
+    packs = [pack for step in range(200) for pack in free.step(step)]
+    assert max(map(len, packs)) <= free.max_segments < 640
+    assert fill(free, 640, 60) > 0.98
+    assert fill(make_plan(4000, limits=PackLimits(640, 4000, 20)), 640, 40) < 0.9  # what too few cost
+
+
+def test_steps_are_full_and_ranks_cost_alike() -> None:
+    """Videos of 256 to 512 pixels and 5 to 65 frames, one pack a rank; cost as of a 1.3B DiT."""
+    rng = np.random.default_rng(0)
+    sides = 2 * np.rint(np.exp(rng.uniform(np.log(16), np.log(32), (9000, 2)))).astype(int)
+    sizes = np.column_stack([rng.integers(2, 18, 9000), sides]).tolist()
+    clips = [SampleInfo(f"s{i}", i, Grid(*size), 20 + i % 200, 8.0, "", "") for i, size in enumerate(sizes)]
+    plan = StepPlan(clips, settings(8, limits=PackLimits(75_600, 16_384, 16_384)))
+    steps = [plan.step(step) for step in range(plan.packs_per_cycle // 8)]
+    cost = np.array([[sum(n + 7.4e-5 * n * n for n in map(tokens_of, pack)) for pack in step] for step in steps])
+    assert (cost.mean(axis=1) / cost.max(axis=1)).mean() > 0.98
+    assert fill(plan, 75_600, len(steps)) > 0.985
+
+
+def tokens_of(segment: PackSegment) -> int:
+    return segment.grid.num_tokens
+
+
+@pytest.mark.parametrize(
+    ("weights", "visits"),
+    [
+        ({"a/*": 2}, (2, 1, 1)),
+        ({"a/*": 0.5, "b/*": 1.5}, (1, 3, 2)),
+        ({"a/*": 0}, (0, 1, 1)),
+        ({"image": 3, "a/*": 1}, (1, 1, 1)),
+        ({"video": 3, "a/*": 1}, (3, 3, 3)),
+        ({"a/*": 0.375}, (3, 8, 8)),
+    ],
+)
+def test_weights_of_sources(weights: Mapping[str, float], visits: tuple[int, int, int]) -> None:
+    """Videos of sources a, b and c: how often each is seen, and images 3 times as often where that is said."""
+    grids = (Grid(2, 4, 4), Grid(3, 4, 4), Grid(1, 8, 4), Grid(2, 8, 4))
+    plan = StepPlan(samples(240, grids, ("a/x", "b/y", "c/z")), settings(1, weights=weights))
+    seen = visit_counts(plan)
+    whole = plan.passes_per_cycle // max(max(visits), 3 if "image" in weights else 1)
+    for index in range(240):
+        image, source = index % 4 == 2, index % 3
+        each = visits[source] * whole
+        if "image" in weights and image:
+            each *= 3
+        if "video" in weights and image:
+            each //= 3
+        assert {visit for i, visit in seen if i == index} == set(range(each))
+    assert max(seen.values()) == 1
+
+
+def test_weights_hold_within_a_cycle() -> None:
+    plan = StepPlan(samples(90, sources=("a", "b")), settings(1, weights={"a": 0.25}))
+    half = [s for step in range(plan.packs_per_cycle // 2) for pack in plan.step(step) for s in pack]
+    share = sum(s.index % 2 == 0 for s in half) / len(half)
+    assert share == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_source_that_no_sample_has() -> None:
+    with pytest.raises(DataError, match=r"data.sources: no sample is of film, image\. .*Remedy"):
+        StepPlan(samples(20, (Grid(2, 4, 4),)), settings(weights={"file": 2, "film": 1, "image": 1}))
+
+
 def test_what_fits_no_pack_is_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     many = [*samples(20), SampleInfo("long", 20, Grid(9, 16, 16), 3, 8.0, "", ""),
             SampleInfo("wordy", 21, Grid(1, 4, 4), 49, 8.0, "", "")]  # fmt: skip
-    plan = StepPlan(many, (1, 2, 2), LIMITS, 2, 0)
-    assert [d.sample_id for d in plan.dropped] == ["long", "wordy"]
-    assert "576 video" in plan.dropped[0].reason and "49 text" in plan.dropped[1].reason
+    plan = StepPlan(many, settings(2))
+    found = {d.sample_id: d.reason for d in plan.dropped}
+    assert found.keys() == {"long", "wordy"}
+    assert "576 video" in found["long"] and "49 text" in found["wordy"]
     assert "2 of 22 samples fit no pack" in caplog.text and "long" in caplog.text
     seen = {s.sample_id for step in range(20) for pack in plan.step(step) for s in pack}
     assert seen == {f"s{i}" for i in range(20)}
@@ -104,9 +228,32 @@ def test_what_fits_no_pack_is_named_and_left_out(caplog: pytest.LogCaptureFixtur
 
 def test_none_fits() -> None:
     with pytest.raises(DataError, match=r"none of the 20 samples fits .*tokens_per_pack=3 .*Remedy"):
-        StepPlan(samples(20, (Grid(1, 4, 4),)), (1, 2, 2), PackLimits(3, 48, 5), 2, 0)
+        StepPlan(samples(20, (Grid(1, 4, 4),)), settings(limits=PackLimits(3, 48, 5)))
+    with pytest.raises(DataError, match="leaves out all 20 samples"):
+        StepPlan(samples(20), settings(weights={"file": 0}))
 
 
-def test_too_few_for_one_pack() -> None:
-    with pytest.raises(DataError, match=r"12 video tokens in 3 samples: too few .*tokens_per_pack=12 or less"):
-        StepPlan(samples(3, (Grid(1, 4, 4),)), (1, 2, 2), LIMITS, 2, 0)
+def test_a_billion_samples_at_once() -> None:
+    """No table as long as the data is made: the columns here are one number each, seen a billion times."""
+    count = 10**9
+    sizes = np.unique(np.geomspace(256, 4096, 400).astype(int) * 4)
+    begin = np.linspace(0, count, len(sizes) + 1).astype(np.int64)
+    table = SampleTable(
+        groups=("",),
+        index=np.broadcast_to(np.int64(7), count),
+        latent=np.broadcast_to(np.array([1, 2, 2], np.int32), (count, 3)),
+        text=np.broadcast_to(np.int32(9), count),
+        id_begin=np.broadcast_to(np.int64(0), count + 1),
+        id_bytes=np.zeros(0, np.uint8),
+        run_begin=begin,
+        run_group=np.zeros(len(sizes), np.int64),
+        run_volume=sizes,
+    )
+    plan = StepPlan(table, settings(8, limits=PackLimits(32_768, 32_768, 1000)))
+    assert plan.passes_per_cycle == 1
+    real = int((np.diff(begin) * sizes // 4).sum())
+    assert real / 32_768 / plan.packs_per_cycle > 0.98
+    last = plan.packs_per_cycle // 8
+    for step in (0, last // 3, last + 1, 10 * last):
+        rows = [s for pack in plan.step(step) for s in pack]
+        assert len(rows) > 100 and {s.visit for s in rows} <= {step // last, (step - 1) // last}

@@ -9,8 +9,8 @@ import torch
 
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
 from megavideo.encoders.folder import build_autoencoder, build_text_encoder, load_encoders, save_encoders
+from megavideo.encoders.loaded import LoadedAutoencoder, build_loaded
 from megavideo.encoders.transformers_text import TransformersTextEncoder, build_transformers_text
-from megavideo.encoders.wan import WanAutoencoder, build_wan
 from megavideo.errors import ConfigError, DataError
 from tests.encoders.tiny_models import make_text, make_wan
 
@@ -32,7 +32,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wan_is_calibrated_where_its_statistics_do_not_fit(wan_folder: Path) -> None:
     # A folder of eight channels carries the class's default statistics of sixteen.
     assert len(json.loads((wan_folder / "config.json").read_text())["latents_mean"]) == 16
-    autoencoder = build_wan(str(wan_folder), "fp32", lambda count: (clip(seed) for seed in range(6)))
+    autoencoder = build_loaded("wan", str(wan_folder), "fp32", lambda count: (clip(seed) for seed in range(6)))
     latents = torch.stack([autoencoder.encode(clip(seed)) for seed in range(6)])
     assert latents.shape == (6, 8, 2, 4, 4)
     assert latents.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-3
@@ -48,7 +48,7 @@ def test_wan_agrees_with_diffusers(tmp_path: Path) -> None:
 
     mean, std = [0.1 * i for i in range(8)], [1.0 + 0.1 * i for i in range(8)]
     folder = make_wan(tmp_path, latents_mean=mean, latents_std=std)
-    autoencoder = build_wan(str(folder), "fp32", lambda count: pytest.fail("no clip is needed"))
+    autoencoder = build_loaded("wan", str(folder), "fp32", lambda count: pytest.fail("no clip is needed"))
     reference = AutoencoderKLWan.from_pretrained(str(folder)).eval()
     with torch.no_grad():
         raw = reference.encode(clip(0)[None]).latent_dist.mode()[0]
@@ -57,7 +57,7 @@ def test_wan_agrees_with_diffusers(tmp_path: Path) -> None:
     latent = autoencoder.encode(clip(0))
     assert torch.allclose(latent, expected, atol=1e-5)
     assert torch.allclose(autoencoder.decode(latent), restored, atol=1e-4)
-    half = build_wan(str(folder), "bf16", lambda count: ())
+    half = build_loaded("wan", str(folder), "bf16", lambda count: ())
     assert half.encode(clip(0)).dtype == torch.float32
     assert 0 < (half.encode(clip(0)) - latent).abs().max() < 0.1
 
@@ -69,7 +69,7 @@ def test_pipeline_folders_are_found(wan_folder: Path, text_folder: Path, tmp_pat
     for path in text_folder.iterdir():
         part = "text_encoder" if path.name in ("config.json", "model.safetensors") else "tokenizer"
         shutil.copy(path, tmp_path / part / path.name)
-    assert build_wan(str(tmp_path), "fp32", lambda count: [clip(0)]).latent_channels == 8
+    assert build_loaded("wan", str(tmp_path), "fp32", lambda count: [clip(0)]).latent_channels == 8
     assert build_transformers_text(str(tmp_path), 16).dim == 32
 
 
@@ -94,12 +94,14 @@ def test_save_and_load(wan_folder: Path, text_folder: Path, tmp_path: Path) -> N
     weights = tmp_path / "weights"
     shutil.copytree(wan_folder, weights / "vae")
     shutil.copytree(text_folder, weights / "text")
-    autoencoder = build_wan(str(weights / "vae"), "fp32", lambda count: [clip(0), clip(1)])
+    autoencoder = build_loaded("wan", str(weights / "vae"), "fp32", lambda count: [clip(0), clip(1)])
     text_encoder = build_transformers_text(str(weights / "text"), 16)
     save_encoders(tmp_path / "kept", autoencoder, text_encoder)
     assert not [path for path in (tmp_path / "kept").iterdir() if path.suffix != ".json"]
     loaded = load_encoders(tmp_path / "kept")
-    assert isinstance(loaded.autoencoder, WanAutoencoder) and isinstance(loaded.text_encoder, TransformersTextEncoder)
+    assert isinstance(loaded.autoencoder, LoadedAutoencoder) and isinstance(
+        loaded.text_encoder, TransformersTextEncoder
+    )
     assert torch.equal(loaded.autoencoder.encode(clip(2)), autoencoder.encode(clip(2)))
     assert torch.equal(loaded.text_encoder.encode(["red"])[0], text_encoder.encode(["red"])[0])
     make_wan(weights / "vae", base_dim=8)

@@ -17,6 +17,31 @@ def make_wan(folder: Path, **settings: object) -> Path:
     return folder
 
 
+def make_family(folder: Path, kind: str) -> Path:
+    """Save an untrained autoencoder of one of the families, about as small as its class allows."""
+    import diffusers
+
+    from megavideo.encoders.families import FAMILIES
+
+    narrow = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
+    one_layer = (1, 1, 1, 1, 1)
+    config: dict[str, dict[str, object]] = {
+        "wan": {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1},
+        "hunyuan_video": narrow,
+        "cogvideox": narrow,
+        "ltx": {
+            "latent_channels": 4,
+            "block_out_channels": (8, 8, 8, 8),
+            "decoder_block_out_channels": (8, 8, 8, 8),
+            "layers_per_block": one_layer,
+            "decoder_layers_per_block": one_layer,
+        },
+    }
+    torch.manual_seed(0)
+    getattr(diffusers, FAMILIES[kind].class_name)(**config[kind]).save_pretrained(folder)
+    return folder
+
+
 def make_text(folder: Path, kind: str = "umt5", with_end: bool = True) -> Path:
     """Save an untrained T5 or UMT5 encoder of width 32 with a word-level tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -72,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     write_dataset(str(place.root / "two"), 2, grids=(Grid(2, 4, 4), Grid(1, 8, 4)), flat=True)
     write_dataset(str(place.root / "torn"), 18, shard_bytes=2048)
     shard = sorted((place.root / "torn").glob("*.mds"))[2]
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     return place
 
 

@@ -21,8 +21,8 @@ from megavideo.testing.dataset import write_dataset
 from megavideo.testing.saved_run import random_model
 from megavideo.testing.settings import micro_config
 from megavideo.train.feed import Feed
-from megavideo.train.noising import TrainBatch
-from megavideo.types import Grid
+from megavideo.train.noising import TrainBatch, choose_texts
+from megavideo.types import Grid, PackSegment
 
 CONDITIONS = {
     "diffusion__conditions__text": 0.3,
@@ -213,3 +213,16 @@ def test_steps_are_made_ahead_in_order_and_a_fault_comes_through(
     monkeypatch.setattr(feed._reader, "read", fail_once)
     with pytest.raises(DataError, match="shard gone"):
         list(feed.steps(0, 9, depth=2))
+
+
+def test_captions_are_drawn_by_weight() -> None:
+    texts = (torch.full((3, 4), 1.0), torch.full((1, 4), 2.0))
+    several = LatentSample(torch.zeros(1, 1, 2, 2), texts[0], 8.0, texts, (3.0, 1.0))
+    one = LatentSample(torch.zeros(1, 1, 2, 2), texts[1], 8.0)
+    segments = [PackSegment(0, "one", visit, Grid(1, 1, 1), 3) for visit in range(400)]
+    chosen = choose_texts(segments, [several] * 400, 7)
+    long = sum(sample.text is texts[0] for sample in chosen)
+    assert 260 < long < 340
+    assert all(sample.text is texts[0] or sample.text is texts[1] for sample in chosen)
+    assert [len(s.text) for s in choose_texts(segments, [several] * 400, 7)] == [len(s.text) for s in chosen]
+    assert choose_texts(segments[:1], [one], 7) == [one]

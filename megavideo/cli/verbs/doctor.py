@@ -1,4 +1,4 @@
-"""`megavideo doctor`: which accelerated parts this machine has, and what runs in place of the others."""
+"""`megavideo doctor`: which accelerated parts this machine has, or what a dataset is like before a run on it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from typing import Any
 
 from megavideo.cli.verb import Texts, Verb
 from megavideo.config.schema.doctor import DoctorRun
+from megavideo.evaluation.dataset_report import DatasetReport
+
+_NAMED = 5
 
 
 def _run(cfg: DoctorRun, texts: Texts) -> Any:
+    if cfg.data is not None:
+        from megavideo.evaluation.dataset_check import check_dataset
+
+        return check_dataset(cfg)
     from megavideo.parallel.accelerators import detect
 
     return detect()
@@ -31,12 +38,42 @@ def describe_machine(found: Any) -> str:
     return "\n".join(lines)
 
 
+def describe_dataset(report: Any) -> str:
+    """The lines a user reads: a row for each number, the first of what is dropped or bad, and what stops the run."""
+    from megavideo.evaluation.dataset_page import rows_of
+
+    rows = rows_of(report)
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{report.data}, version {report.version}", ""]
+    lines += [f"{name.ljust(width)}  {value}" for name, value in rows]
+    for row in report.dropped[:_NAMED]:
+        lines.append(f"{'dropped'.ljust(width)}  {row.name}: {row.reason}")
+    for row in report.shards.same_content_first[:_NAMED]:
+        lines.append(f"{'same latent'.ljust(width)}  {row.name}: {row.reason}")
+    lines.append("")
+    if report.page:
+        lines.append(f"histograms: {report.page}")
+    lines += [f"FAULT: {fault}" for fault in report.faults]
+    lines.append("the run would fail or drop too much" if report.faults else "nothing found that would stop the run")
+    return "\n".join(lines)
+
+
+def _describe(report: Any) -> str:
+    return describe_dataset(report) if isinstance(report, DatasetReport) else describe_machine(report)
+
+
 VERB = Verb(
     name="doctor",
-    summary="list the accelerated parts of this machine, and what runs in place of missing ones",
+    summary="list the accelerated parts of this machine, or with data= check a dataset before a run on it",
     primary="doctor",
     schema=DoctorRun,
     run=_run,
-    describe=describe_machine,
-    examples=("megavideo doctor", "megavideo doctor --json"),
+    describe=_describe,
+    failed=lambda report: isinstance(report, DatasetReport) and bool(report.faults),
+    examples=(
+        "megavideo doctor",
+        "megavideo doctor --json",
+        "megavideo doctor data=FOLDER tokens_per_pack=2048 text_tokens_per_pack=1024 out=report",
+        "megavideo doctor data=s3://BUCKET/PREFIX packs_per_step=1024 dp=1024 steps=100000 check_hashes=false",
+    ),
 )

@@ -1,4 +1,4 @@
-"""`megavideo ingest`: files or folders of captioned video into a list of clips."""
+"""`megavideo ingest`: files or folders of captioned video into a list of measured clips without duplicates."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def _run(cfg: IngestRun, texts: Texts) -> Any:
 
 VERB = Verb(
     name="ingest",
-    summary="read captioned video and images, report what cannot be used, and list the rest",
+    summary="cut captioned video into clips, measure and filter them, and list those that can be trained on",
     primary="ingest",
     schema=IngestRun,
     run=_run,
     describe=describe_fields,
     examples=(
         "megavideo ingest src=clips out=data/clips",
-        "megavideo ingest src=clips out=data/clips captions=captions.jsonl",
+        "megavideo ingest src=clips out=data/clips captions=captions.jsonl workers=16",
+        "megavideo ingest src=clips out=data/clips filters=strict filters.min_motion=0.5",
+        "megavideo ingest src=clips out=data/clips shard=0/4   # or as a SLURM job array, without shard=",
     ),
 )

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from megavideo.config.rules.captions import CAPTION_RULES, EXPAND_RULES
 from megavideo.config.rules.data import DATA_RULES
 from megavideo.config.rules.diffusion import DIFFUSION_RULES
+from megavideo.config.rules.doctor import DOCTOR_RULES
 from megavideo.config.rules.layout import LAYOUT_RULES
 from megavideo.config.rules.model import MODEL_RULES
 from megavideo.config.rules.optim import OPTIM_RULES
@@ -18,9 +20,13 @@ from megavideo.config.rules.prepare import ENCODE_RULES, INGEST_RULES
 from megavideo.config.rules.recompute import RECOMPUTE_RULES
 from megavideo.config.rules.sample import SAMPLE_RULES
 from megavideo.config.rules.train import LOOP_RULES
+from megavideo.config.rules.vae import VAE_RULES
+from megavideo.config.schema.captions import CaptionRun
+from megavideo.config.schema.doctor import DoctorRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
 from megavideo.config.schema.train import TrainRun
+from megavideo.config.schema.vae import TrainVaeRun
 
 TRAIN_RULES = (
     *LOOP_RULES,
@@ -40,7 +46,10 @@ def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:
         TrainRun: TRAIN_RULES,
         IngestRun: INGEST_RULES,
         EncodeRun: ENCODE_RULES,
-        SampleRun: SAMPLE_RULES,
+        CaptionRun: CAPTION_RULES,
+        TrainVaeRun: VAE_RULES,
+        DoctorRun: DOCTOR_RULES,
+        SampleRun: (*SAMPLE_RULES, *EXPAND_RULES),
     }
     return by_schema.get(schema, ())
 

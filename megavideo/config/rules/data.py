@@ -9,9 +9,11 @@ from megavideo.errors import ConfigError
 def cache_belongs_to_store(cfg: TrainRun) -> None:
     """Shards in a folder are read in place; only those of a store are cached."""
     data = cfg.data
-    if data.cache is not None and "://" not in data.uri:
-        rule = f"has no effect when data.uri={data.uri!r} is a folder"
-        raise ConfigError("data.cache", data.cache, rule, "add data.cache=null, or name an s3:// prefix in data.uri")
+    for name in ("cache", "cache_gb"):
+        value = getattr(data, name)
+        if value is not None and "://" not in data.uri:
+            rule = f"has no effect when data.uri={data.uri!r} is a folder"
+            raise ConfigError(f"data.{name}", value, rule, f"add data.{name}=null, or name an s3:// prefix in data.uri")
 
 
 def uri_is_folder_or_s3(cfg: TrainRun) -> None:
@@ -24,6 +26,8 @@ def uri_is_folder_or_s3(cfg: TrainRun) -> None:
 def segments_fit_pack(cfg: TrainRun) -> None:
     """A segment holds at least one video token and one text token, so that more segments than those cannot occur."""
     data = cfg.data
+    if data.max_segments is None:
+        return
     for name in ("tokens_per_pack", "text_tokens_per_pack"):
         limit = getattr(data, name)
         if data.max_segments > limit:
@@ -31,4 +35,13 @@ def segments_fit_pack(cfg: TrainRun) -> None:
             raise ConfigError("data.max_segments", data.max_segments, rule, f"take data.max_segments={limit} or less")
 
 
-DATA_RULES = (uri_is_folder_or_s3, cache_belongs_to_store, segments_fit_pack)
+def sources_have_weights(cfg: TrainRun) -> None:
+    """A source is seen more or less often, or not at all; never a negative number of times."""
+    for name, weight in cfg.data.sources.items():
+        if weight < 0:
+            raise ConfigError(
+                f"data.sources.{name}", weight, "must not be negative", "take 0 to leave such samples out, or more"
+            )
+
+
+DATA_RULES = (uri_is_folder_or_s3, cache_belongs_to_store, segments_fit_pack, sources_have_weights)

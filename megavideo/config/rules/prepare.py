@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
+from megavideo.config.texts import parse_own_score, parse_share
 from megavideo.errors import ConfigError
 
 SPACE_RATIO = 8
@@ -18,12 +19,45 @@ def ingest_reads_and_writes_folders(cfg: IngestRun) -> None:
             )
 
 
+def ingest_shard_is_a_share(cfg: IngestRun) -> None:
+    """A share is written i/n."""
+    if cfg.shard is not None:
+        parse_share("shard", cfg.shard)
+
+
+def ingest_own_scores_are_paths(cfg: IngestRun) -> None:
+    """Own scores are dotted paths whose last parts, their names, differ from each other and from the built-in ones."""
+    names = {"change", "motion", "sharpness", "aesthetic"}
+    for position, text in enumerate(cfg.filters.own):
+        name = parse_own_score(f"filters.own[{position}]", text).name
+        if name in names:
+            raise ConfigError(f"filters.own[{position}]", text, f"a score called {name} is there already", "rename it")
+        names.add(name)
+
+
+def ingest_ranges_are_not_empty(cfg: IngestRun) -> None:
+    """A least value is at most the greatest."""
+    filters = cfg.filters
+    for low_name, high_name in (("min_seconds", "max_seconds"), ("min_motion", "max_motion")):
+        low, high = getattr(filters, low_name), getattr(filters, high_name)
+        if low is not None and high is not None and low > high:
+            rule = f"no clip can be at least {low:g} and at most {high:g}"
+            raise ConfigError(f"filters.{high_name}", high, rule, f"take filters.{high_name}={low:g} or more")
+
+
 def encode_reads_folder(cfg: EncodeRun) -> None:
     """Clips are read from a folder, and latents go to a folder or an S3 prefix."""
     if "://" in cfg.src:
         raise ConfigError("src", cfg.src, "must be a path, not an address", "copy the clips to a local folder")
     if "://" in cfg.out and not cfg.out.startswith("s3://"):
         raise ConfigError("out", cfg.out, "must be a folder or an s3:// prefix", "take s3://BUCKET/PREFIX or a path")
+
+
+def encode_shard_is_a_share(cfg: EncodeRun) -> None:
+    """A share is written i/n, and one of several tasks overwrites nothing."""
+    if cfg.shard is not None and parse_share("shard", cfg.shard).count > 1 and cfg.overwrite:
+        rule = "a task that overwrites would delete what the other tasks write"
+        raise ConfigError("overwrite", True, rule, f"drop it, or encode without shard={cfg.shard}")
 
 
 def encode_does_not_write_into_src(cfg: EncodeRun) -> None:
@@ -47,11 +81,11 @@ def area_holds_a_patch(cfg: EncodeRun) -> None:
 
 
 def autoencoder_settings_fit(cfg: EncodeRun) -> None:
-    """`pca` has channels and fit_clips; `wan` has path and precision."""
+    """`pca` has channels and fit_clips; what is loaded has path, precision and tile."""
     autoencoder = cfg.autoencoder
     if autoencoder.kind == "pca":
         _needed("autoencoder", autoencoder, ("channels", "fit_clips"))
-        _idle("autoencoder", autoencoder, ("path",))
+        _idle("autoencoder", autoencoder, ("path", "tile"))
         if autoencoder.precision != "fp32":
             rule = "has no effect with autoencoder.kind=pca"
             raise ConfigError("autoencoder.precision", autoencoder.precision, rule, "take autoencoder.precision=fp32")
@@ -84,9 +118,15 @@ def _idle(group: str, section: object, names: tuple[str, ...]) -> None:
             raise ConfigError(f"{group}.{name}", value, rule, f"drop it, or choose the {group} it belongs to")
 
 
-INGEST_RULES = (ingest_reads_and_writes_folders,)
+INGEST_RULES = (
+    ingest_reads_and_writes_folders,
+    ingest_shard_is_a_share,
+    ingest_own_scores_are_paths,
+    ingest_ranges_are_not_empty,
+)
 ENCODE_RULES = (
     encode_reads_folder,
+    encode_shard_is_a_share,
     encode_does_not_write_into_src,
     encode_patch_is_positive,
     area_holds_a_patch,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from megavideo.config.schema.clip_filters import CutsConfig, FiltersConfig
 from megavideo.config.schema.field import setting
 
 
@@ -13,27 +14,35 @@ class IngestRun:
     """All settings of `megavideo ingest`.
 
     `src` is a file or folder of video and images; `captions` is a JSONL of `file` and `caption` (default:
-    `captions.jsonl` beside the clips, then sidecar `.txt` and `.json`). `out` receives `clips.jsonl` and `report.json`.
+    `captions.jsonl` beside the clips, then sidecar `.txt` and `.json`). `out` receives `clips.jsonl`, `dropped.jsonl`,
+    `report.json` and `report.html`, and under `parts` what was found in each input. `workers` is the number of
+    processes (default: one a core, none of their own for a handful of inputs). `shard` is the share of the inputs that
+    this process reads, `0/4` to `3/4` (default: the task's share of a SLURM job array, else all).
     """
 
     src: str = setting(remedy="VALUE is a clip or a folder of clips")
     out: str = setting(remedy="VALUE is the folder that the list of clips is written to")
     captions: str | None = None
+    workers: int | None = setting(None, minimum=1, maximum=1024)
+    shard: str | None = None
+    cuts: CutsConfig = field(default_factory=CutsConfig)
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
     """The video autoencoder (group `autoencoder`).
 
-    `pca` is the built-in causal linear one, fitted to the clips (`channels`, `fit_clips`); `wan` loads a diffusers
-    `AutoencoderKLWan` folder from `path`.
+    `pca` is the built-in causal linear one, fitted to the clips (`channels`, `fit_clips`). The others load from `path`
+    a folder that diffusers or `megavideo train-vae` saved, and work on squares of `tile` pixels where it is given.
     """
 
-    kind: Literal["pca", "wan"]
+    kind: Literal["pca", "wan", "hunyuan_video", "cogvideox", "ltx"]
     path: str | None = None
     channels: int | None = setting(None, minimum=1)
     fit_clips: int | None = setting(None, minimum=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    tile: int | None = setting(None, minimum=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,12 @@ class EncodeRun:
 
     `src` is a folder written by ingest, or one of raw clips, which is then ingested first. Clips are scaled so that
     their area is at most `area` pixels at their own aspect ratio, never enlarged, and cut to at most `max_frames`.
-    `out` is a folder or an `s3://` prefix.
+    `out` is a folder or an `s3://` prefix. What is done there with the same settings stays: a run that was stopped goes
+    on, and new clips are added as a new version. `overwrite` begins anew instead.
+
+    Clips are encoded in units of `unit_clips`, each by one of `workers` processes (default: one a GPU, else this one
+    alone). `shard` is the share of the units that this task encodes, `0/4` to `3/4` (default: its share of a SLURM job
+    array, else all). `retry_dropped` tries clips once more that could not be read in an earlier version.
     """
 
     src: str = setting(remedy="VALUE is a folder of clips, or one that `megavideo ingest` wrote")
@@ -65,6 +79,10 @@ class EncodeRun:
     max_frames: int = setting(minimum=1)
     patch: tuple[int, int, int] = (1, 2, 2)
     shard_bytes: int = setting(67108864, minimum=4096)
+    unit_clips: int = setting(256, minimum=1)
+    workers: int | None = setting(None, minimum=1, maximum=1024)
+    shard: str | None = None
+    retry_dropped: bool = False
     overwrite: bool = False
     autoencoder: AutoencoderConfig
     text_encoder: TextEncoderConfig

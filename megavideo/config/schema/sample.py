@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from megavideo.config.schema.captions import ExpandConfig
 from megavideo.config.schema.field import setting
+
+_AS_GIVEN = ExpandConfig(kind="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,7 @@ class SampleRun:
     Any `frames`, `height` and `width` are made: the next legal size is sampled and then cut. `fps` None takes the
     dataset's most common rate; `shift` None takes the run's own. `guidance` 1 takes
     the prompt as it is, more follows it more closely, and 0 samples without any prompt. `precision` None is bf16 on a
-    GPU and fp32 on a CPU.
+    GPU and fp32 on a CPU. `expand` rewrites the prompts before they are encoded.
     """
 
     ckpt: str = setting(remedy="VALUE is a run folder that `megavideo train` wrote, as runs/small")
@@ -33,3 +36,4 @@ class SampleRun:
     fps: float | None = setting(None, above=0.0)
     precision: Literal["fp32", "bf16"] | None = None
     prompts_per_batch: int = setting(8, minimum=1)
+    expand: ExpandConfig = _AS_GIVEN

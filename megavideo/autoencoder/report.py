@@ -1,0 +1,162 @@
+"""`report.html` of an autoencoder: what is lost of held-out clips, in numbers, in pictures and over the steps."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from megavideo.autoencoder.corpus import HeldOutClip
+from megavideo.autoencoder.evaluate import ClipResult, mean_of
+from megavideo.autoencoder.model import TrainedAutoencoder
+from megavideo.data.storage import write_file
+from megavideo.evaluation.shapes.page import facts_table, page
+from megavideo.observe.metrics import read_metrics
+from megavideo.observe.pictures import frame_strip
+
+_SHOWN_CLIPS = 6
+_STRIP_FRAMES = 6
+_STRIP_HEIGHT = 96
+_ERROR_GAIN = 8
+_CURVES = (
+    ("psnr_db", "PSNR, dB (held out)"),
+    ("ssim", "SSIM (held out)"),
+    ("eval_perceptual", "perceptual distance (held out)"),
+    ("flicker", "flicker, grey levels (held out)"),
+    ("reconstruction", "reconstruction (training)"),
+    ("kl", "KL a latent number (training)"),
+    ("perceptual", "perceptual term (training)"),
+    ("adversarial", "adversarial term (training)"),
+)
+_LEAD = "Clips that were never trained on, encoded to latents and decoded again with the averaged weights."
+_NOTE = (
+    "PSNR and SSIM: higher is better. Perceptual: distance of network features, lower is better; with fixed random "
+    "features it ranks results of this program and is not LPIPS. Flicker: mean error of the change between "
+    f"neighbouring frames, in grey levels of 255. Errors in the pictures are shown {_ERROR_GAIN}-fold."
+)
+
+
+def write_report(
+    folder: Path,
+    results: Sequence[ClipResult],
+    clips: Sequence[HeldOutClip],
+    model: TrainedAutoencoder,
+    facts: Mapping[str, str],
+) -> Path:
+    """Write `report.html` and pictures into a run's folder, whose `metrics.jsonl` gives the curves; the page's path."""
+    mean = mean_of(results)
+    panels = [
+        _number("PSNR", f"{mean.psnr_db:.2f} dB"),
+        _number("SSIM", f"{mean.ssim:.4f}"),
+        _number("perceptual", f"{mean.perceptual:.4f}"),
+        _number("flicker", f"{mean.flicker:.2f}"),
+    ]
+    parts = ['<div class="scores">', *panels, "</div>"]
+    curve = folder / "pictures" / "curve.png"
+    curve_html = ""
+    if draw_curves(folder / "metrics.jsonl", curve):
+        curve_html = f'<div class="panel"><img src="{_uri(curve.read_bytes())}" alt="curves over the steps"></div>'
+    single = "" if curve_html else " single"
+    parts.append(f'<h2>Training</h2><div class="wide{single}">{curve_html}')
+    parts.append(f'<div class="panel">{facts_table(facts)}</div></div>')
+    parts.append("<h2>Original, restored, error</h2>")
+    for number, (clip, result) in enumerate(list(zip(clips, results, strict=True))[:_SHOWN_CLIPS]):
+        picture = _encoded(side_by_side(clip.video, model.reconstruct(clip.video)))
+        write_file(folder / "pictures" / f"held_out_{number}.png", picture)
+        quality = result.quality
+        text = f"{clip.name}: {quality.psnr_db:.2f} dB, SSIM {quality.ssim:.4f}, flicker {quality.flicker:.2f}"
+        parts.append(
+            f'<div class="panel"><p>{html.escape(text)}</p>'
+            f'<img style="max-width:100%" src="{_uri(picture)}" alt="original, restored and error"></div>'
+        )
+    parts.append("<h2>Every clip</h2>" + _table(results))
+    path = folder / "report.html"
+    write_file(path, page("megavideo train-vae", _LEAD, parts, _NOTE).encode())
+    return path
+
+
+def side_by_side(original: torch.Tensor, restored: torch.Tensor) -> Image.Image:
+    """Three rows of evenly spaced frames: original, restored, and the error's magnitude; videos [3, T, H, W]."""
+    error = (restored - original).abs() * _ERROR_GAIN - 1.0
+    scale = max(1, _STRIP_HEIGHT // original.shape[2])
+    strips = [frame_strip(_pixels(video), _STRIP_FRAMES, scale) for video in (original, restored, error)]
+    gap = 4
+    sheet = Image.new("RGB", (strips[0].width, sum(strip.height + gap for strip in strips) - gap), (250, 250, 251))
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height + gap
+    return sheet
+
+
+def draw_curves(metrics: Path, png: Path) -> bool:
+    """Draw every known number of a metrics file over its steps; whether there was one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics) if metrics.is_file() else []
+    columns = [(title, points) for name, title in _CURVES if len(points := _points(rows, name)) > 1]
+    if not columns:
+        return False
+    num_rows = -(-len(columns) // 2)
+    figure = Figure(figsize=(9, 2.3 * num_rows), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(num_rows, 2, squeeze=False).flatten()
+    for panel, (title, points) in zip(panels, columns, strict=False):
+        panel.plot(points[:, 0], points[:, 1], color="#1f4e96", linewidth=1.4)
+        panel.set_title(f"{title}: {points[-1, 1]:.4g}", loc="left", fontsize=9)
+        panel.grid(color="#e3e6ea", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    for panel in panels[len(columns) :]:
+        panel.set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_file(png, buffer.getvalue())
+    return True
+
+
+def _points(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    pairs = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+    return np.array(pairs, dtype=float).reshape(-1, 2)
+
+
+def _pixels(video: torch.Tensor) -> np.ndarray:
+    levels = ((video.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(1, 2, 3, 0).numpy())
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _uri(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _number(name: str, value: str) -> str:
+    return f'<div class="panel score"><div class="name">{name}</div><div class="value">{value}</div></div>'
+
+
+def _table(results: Sequence[ClipResult]) -> str:
+    head = "".join(
+        f"<td>{name}</td>" for name in ("clip", "frames", "pixels", "PSNR dB", "SSIM", "perceptual", "flicker")
+    )
+    rows = []
+    for result in results:
+        quality = result.quality
+        cells = (
+            result.name, str(result.frames), f"{result.pixels[1]}x{result.pixels[0]}", f"{quality.psnr_db:.2f}",
+            f"{quality.ssim:.4f}", f"{quality.perceptual:.4f}", f"{quality.flicker:.2f}",
+        )  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f'<div class="panel"><table><tr>{head}</tr>{"".join(rows)}</table></div>'

@@ -1,0 +1,104 @@
+"""Cross-field rules of `megavideo caption`, and of the expansion of prompts in `megavideo sample`."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from megavideo.config.schema.captions import CaptionRun, EndpointConfig
+from megavideo.config.schema.sample import SampleRun
+from megavideo.errors import ConfigError
+
+
+def caption_reads_and_writes_folders(cfg: CaptionRun) -> None:
+    """Clips and captions are local; `out` is no folder of clips or of another command."""
+    for name in ("src", "out"):
+        value = getattr(cfg, name)
+        if "://" in value:
+            raise ConfigError(name, value, "must be a path, not an address", "take a local folder")
+    if cfg.src.rstrip("/") == cfg.out.rstrip("/"):
+        raise ConfigError("out", cfg.out, "must differ from src", "name another folder")
+
+
+def every_prompt_has_a_weight(cfg: CaptionRun) -> None:
+    """Each prompt gives one caption, drawn by its weight."""
+    prompts, weights = cfg.captioner.prompts, cfg.captioner.weights
+    if not prompts:
+        raise ConfigError("captioner.prompts", [], "must hold at least one", "say what the model shall write")
+    if len(prompts) != len(weights):
+        rule = f"must hold as many values as captioner.prompts, which is {len(prompts)}"
+        raise ConfigError("captioner.weights", list(weights), rule, "give each prompt its weight")
+
+
+def frames_are_shown_to_who_looks(cfg: CaptionRun) -> None:
+    """`vlm` looks at frames, `expand` at text alone; a server is sent images."""
+    captioner = cfg.captioner
+    for name in ("frames", "frames_as", "longest_side"):
+        value = getattr(captioner, name)
+        if captioner.kind == "vlm" and value is None:
+            raise ConfigError(f"captioner.{name}", None, "captioner.kind=vlm needs it", f"add captioner.{name}=VALUE")
+        if captioner.kind == "expand" and value is not None:
+            rule = "has no effect with captioner.kind=expand, which reads text alone"
+            raise ConfigError(f"captioner.{name}", value, rule, "drop it, or take captioner=vlm")
+    if captioner.endpoint.url is not None and captioner.frames_as == "video":
+        rule = "a server is sent images"
+        raise ConfigError("captioner.frames_as", "video", rule, "take captioner.frames_as=images, or captioner.path")
+
+
+def captioner_has_one_model(cfg: CaptionRun) -> None:
+    """The captioner's model is in a folder or behind a server."""
+    _one_model("captioner", cfg.captioner.path, cfg.captioner.endpoint)
+
+
+def expansion_has_a_model(cfg: SampleRun) -> None:
+    """Expansion asks one model; without expansion there is none."""
+    expand = cfg.expand
+    if expand.kind == "none":
+        given = {"path": expand.path, "prompt": expand.prompt, "endpoint.url": expand.endpoint.url}
+        for name, value in given.items():
+            if value is not None:
+                rule = "has no effect with expand.kind=none"
+                raise ConfigError(f"expand.{name}", value, rule, "add expand=language_model, or drop it")
+        return
+    if expand.prompt is None:
+        raise ConfigError(
+            "expand.prompt", None, "expand.kind=language_model needs it", "say what the model shall do with a prompt"
+        )
+    _one_model("expand", expand.path, expand.endpoint)
+
+
+def _one_model(section: str, path: str | None, endpoint: EndpointConfig) -> None:
+    place = f"{section}.endpoint"
+    if (path is None) == (endpoint.url is None):
+        rule = f"the model is either there or behind {place}.url, and {'neither' if path is None else 'both'} is given"
+        raise ConfigError(
+            f"{section}.path", path, rule, f"give {section}.path=FOLDER, or {place}.url=URL and {place}.model=NAME"
+        )
+    if endpoint.url is None:
+        for name in ("model", "key_variable"):
+            if getattr(endpoint, name) is not None:
+                rule = f"has no effect without {place}.url"
+                raise ConfigError(f"{place}.{name}", getattr(endpoint, name), rule, f"drop it, or add {place}.url=URL")
+        return
+    if endpoint.model is None:
+        raise ConfigError(f"{place}.model", None, f"{place}.url needs it", f"add {place}.model=NAME")
+    _plain_address(f"{place}.url", endpoint.url)
+
+
+def _plain_address(field: str, url: str) -> None:
+    """An http address without a name or password in it, which would stand in logs."""
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        hidden = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
+        raise ConfigError(field, hidden, "must hold no name or password", "put the key into an environment variable")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        rule = "must be the base address of a server"
+        raise ConfigError(field, url, rule, f"write {field}=http://HOST:PORT/v1")
+
+
+CAPTION_RULES = (
+    caption_reads_and_writes_folders,
+    every_prompt_has_a_weight,
+    captioner_has_one_model,
+    frames_are_shown_to_who_looks,
+)
+EXPAND_RULES = (expansion_has_a_model,)

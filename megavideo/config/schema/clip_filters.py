@@ -1,0 +1,45 @@
+"""Settings of how `megavideo ingest` cuts videos into clips and which clips it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megavideo.config.schema.field import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutsConfig:
+    """Scene cuts: PySceneDetect's adaptive detector.
+
+    A frame begins a new shot where its change in colour and brightness is at least `change` (mean of hue, saturation
+    and value, 0..255) and `ratio` times that of the frames around it. `enabled=false` keeps each video in one piece.
+    """
+
+    enabled: bool = True
+    ratio: float = setting(3.0, minimum=1.0)
+    change: float = setting(15.0, minimum=0.0, maximum=255.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiltersConfig:
+    """Which clips are kept (group `filters`); null leaves a threshold out, and its score is recorded all the same.
+
+    Shots longer than `max_seconds` are cut into equal pieces, those shorter than `min_seconds` dropped. `letterbox`
+    cuts black bars away. `min_change` is for static clips: the change over time of the 8 x 8 block that changes most,
+    in levels of 255. `min_motion` and `max_motion` bound the optical flow, in % of the picture's diagonal a second;
+    `min_sharpness` the contrast of fine detail, in levels of 255; `min_aesthetic` a statistic of colour, contrast and
+    detail, 0..1. Images pass all that concerns time. `duplicate_bits` drops a clip whose perceptual hash of 256 bits
+    differs from a kept one's in so many bits or fewer. `own` names scores of one's own with their threshold, as
+    `mypackage.module.function>=0.5`, or without one to record the score only.
+    """
+
+    min_seconds: float = setting(0.1, minimum=0.0)
+    max_seconds: float | None = setting(60.0, minimum=0.5)
+    letterbox: bool = True
+    min_change: float | None = setting(1.5, minimum=0.0)
+    min_motion: float | None = setting(None, minimum=0.0)
+    max_motion: float | None = setting(None, minimum=0.0)
+    min_sharpness: float | None = setting(None, minimum=0.0)
+    min_aesthetic: float | None = setting(None, minimum=0.0, maximum=1.0)
+    duplicate_bits: int | None = setting(12, minimum=0, maximum=31)
+    own: tuple[str, ...] = ()

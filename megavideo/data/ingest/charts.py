@@ -1,0 +1,78 @@
+"""Histograms of clips as one picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_KEPT, _DROPPED, _BOUND = "#1f4e96", "#d98a5b", "#b3302b"
+_GRID, _TEXT = "#e3e6ea", "#20242c"
+_BINS = 40
+_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Values of kept and of dropped clips along one axis, and the thresholds that lie on it."""
+
+    title: str
+    axis: str
+    kept: Sequence[float]
+    dropped: Sequence[float]
+    thresholds: tuple[float, ...] = ()
+
+
+def draw_charts(charts: Sequence[Chart]) -> str:
+    """All charts in a grid, as PNG in base64. The object API is used: pyplot would hold every figure in a global."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-len(charts) // _COLUMNS)
+    figure = Figure(figsize=(4.0 * _COLUMNS, 2.7 * rows), facecolor="white")
+    FigureCanvasAgg(figure)
+    # Margins in inches: a layout engine would draw everything twice.
+    figure.subplots_adjust(
+        left=0.6 / (4.0 * _COLUMNS), right=1 - 0.15 / (4.0 * _COLUMNS), wspace=0.22,
+        bottom=0.5 / (2.7 * rows), top=1 - 0.35 / (2.7 * rows), hspace=0.45,
+    )  # fmt: skip
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for panel, chart in zip(panels, charts, strict=False):
+        _draw(panel, chart)
+    for panel in panels[len(charts) :]:
+        panel.set_axis_off()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def _draw(axes: Any, chart: Chart) -> None:
+    values = np.array([*chart.kept, *chart.dropped], float)
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, _BINS + 1)
+    kept, dropped = (np.histogram(part, edges)[0] for part in (chart.kept, chart.dropped))
+    axes.stairs(kept, edges, fill=True, color=_KEPT, label=f"kept, {len(chart.kept):,}")
+    if len(chart.dropped):
+        label = f"dropped, {len(chart.dropped):,}"
+        axes.stairs(kept + dropped, edges, baseline=kept, fill=True, color=_DROPPED, label=label)
+    for threshold in chart.thresholds:
+        if low <= threshold <= high:
+            axes.axvline(threshold, color=_BOUND, linewidth=1.2, linestyle="--")
+    axes.set_title(chart.title, loc="left", fontsize=11)
+    axes.set_xlabel(chart.axis, fontsize=9)
+    # Few clips of one kind beside many of another stay visible.
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_ylim(bottom=0)
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_TEXT, labelsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper right")

@@ -1,0 +1,157 @@
+"""What was found in one input, kept as one small JSON file that is written whole or not at all.
+
+A part lies under a name made of its input's, and tells of which content and which settings it is the outcome. It is
+used again as long as the input's size and time of change, or else its content, and the settings are the same. It holds
+measurements only: thresholds and captions are applied later, so that changing them needs no decoding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from megavideo.data.media import MediaInfo
+from megavideo.data.storage import write_file
+
+PARTS_FOLDER = "parts"
+UNREADABLE = "unreadable"
+UNREACHABLE = "unreachable"
+OWN_SCORE = "own score"
+CRASHED = "crashed"
+# Faults that another try may not meet.
+PASSING_FAULTS = frozenset((UNREACHABLE, OWN_SCORE, CRASHED))
+_FORMAT = 1
+_BLOCK_BYTES = 1 << 20
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of frames without a cut: `start` is its first frame in the file and `start_seconds` that frame's time.
+
+    `crop` (left, top, right, bottom) is the picture without letterbox, None for all of it. `hash_bits` is the
+    perceptual hash, `colours` the coarse colours that confirm it, both hexadecimal; `picture` a JPEG in base64.
+    """
+
+    start: int
+    start_seconds: float
+    frames: int
+    fps: float
+    crop: Box | None
+    scores: dict[str, float]
+    hash_bits: str
+    colours: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which content an input had: size, time of change in nanoseconds, and hash (empty while it is not known)."""
+
+    size_bytes: int
+    mtime_ns: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """The outcome of one input: what it is and its pieces, or the kind of fault with its reason.
+
+    `sought` tells whether the file's clock only runs forward, so that a reader may seek by time.
+    """
+
+    file: str
+    recipe: str
+    identity: Identity
+    media: MediaInfo | None
+    sought: bool
+    pieces: tuple[Piece, ...]
+    fault: str | None = None
+    reason: str | None = None
+
+
+def part_path(out: Path, file: str) -> Path:
+    """Where the part of an input lies."""
+    name = hashlib.sha256(file.encode()).hexdigest()
+    return out / PARTS_FOLDER / name[:2] / f"{name[:32]}.json"
+
+
+def identify(path: Path, with_digest: bool) -> Identity:
+    """The identity of a file; OSError where it cannot be read."""
+    state = os.stat(path)
+    return Identity(state.st_size, state.st_mtime_ns, _digest(path) if with_digest else "")
+
+
+def write_part(out: Path, part: Part) -> None:
+    """Write the part of an input; OSError where the disk refuses."""
+    text = json.dumps({"format": _FORMAT, **asdict(part)}, ensure_ascii=False)
+    write_file(part_path(out, part.file), text.encode())
+
+
+def read_part(out: Path, file: str) -> Part | None:
+    """The part of an input; None where there is none that can be read."""
+    try:
+        values = json.loads(part_path(out, file).read_bytes())
+        if values.pop("format") != _FORMAT or values["file"] != file:
+            return None
+        return _part(values)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def current_part(out: Path, path: Path, file: str, recipe: str) -> Part | None:
+    """The part of an input if it is still true: made with this recipe, and of the content that the file has now.
+
+    A file that was touched or copied and not changed keeps its part, which is then written with the new time.
+    """
+    part = read_part(out, file)
+    if part is None or part.recipe != recipe:
+        return None
+    if part.fault == UNREACHABLE:
+        return part
+    try:
+        now = identify(path, with_digest=False)
+        if (now.size_bytes, now.mtime_ns) != (part.identity.size_bytes, part.identity.mtime_ns):
+            if now.size_bytes != part.identity.size_bytes or _digest(path) != part.identity.digest:
+                return None
+            part = replace(part, identity=replace(now, digest=part.identity.digest))
+            write_part(out, part)
+    except OSError:
+        return None
+    return part
+
+
+def without_pictures(part: Part) -> Part:
+    """The same part without its pictures, which are most of its bytes."""
+    return replace(part, pieces=tuple(replace(piece, picture="") for piece in part.pieces))
+
+
+def _part(values: dict[str, Any]) -> Part:
+    pieces = []
+    for piece in values["pieces"]:
+        crop = piece["crop"]
+        pieces.append(Piece(**{**piece, "crop": tuple(crop) if crop else None}))
+    media = values["media"]
+    return Part(
+        **{
+            **values,
+            "identity": Identity(**values["identity"]),
+            "media": MediaInfo(**media) if media else None,
+            "pieces": tuple(pieces),
+        }
+    )
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Models that write captions: local folders of transformers, or behind a server."""

@@ -1,0 +1,166 @@
+"""The shards of a dataset, each read once: its hash, whose samples it holds, and which latents are equal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from streaming.base.format.mds.reader import MDSReader
+
+from megavideo.data.cache import ShardCache
+from megavideo.data.dataset import LatentDataset
+from megavideo.data.shard_files import ShardFiles
+from megavideo.data.storage import LocalStorage
+from megavideo.errors import DataError
+from megavideo.evaluation.dataset_report import Reason, Shards
+
+_THREADS = 4
+_MOST_BAD = 100  # shards, after which the others are not looked at: a store that is down would be waited for each time
+_NAMED = 20
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Of the samples of a shard: hashes [n] of their latents, and which [n] are finite."""
+
+    digests: np.ndarray
+    finite: np.ndarray
+
+
+def check_shards(dataset: LatentDataset, read: bool) -> Shards:
+    """What the shards are like; they are read where `read` is set, and else only looked for."""
+    index: dict[str, Any] = json.loads(dataset.storage.read_bytes(dataset.info.index_name))
+    entries: list[dict[str, Any]] = index["shards"]
+    num_bytes = sum(int(entry["raw_data"]["bytes"]) for entry in entries)
+    if not read:
+        missing = _missing(dataset, entries)
+        return Shards(len(entries), num_bytes, 0, 0, missing, None, (), None, ())
+    num_samples = dataset.info.num_samples
+    digests, known = np.zeros(num_samples, np.uint64), np.zeros(num_samples, bool)
+    finite = np.ones(num_samples, bool)
+    bad: list[Reason] = []
+    checked = 0
+    ends = np.cumsum([entry["samples"] for entry in entries]).tolist()
+    for number, found in _contents(dataset, entries, ends, num_bytes):
+        checked += 1
+        if isinstance(found, DataError):
+            bad.append(Reason(entries[number]["raw_data"]["basename"], str(found)))
+            if len(bad) == _MOST_BAD:
+                break
+            continue
+        rows = slice(ends[number] - entries[number]["samples"], ends[number])
+        digests[rows], finite[rows], known[rows] = found.digests, found.finite, True
+    repeats = _repeats(digests, known)
+    broken = np.flatnonzero(~finite)
+    ids = dataset.samples
+    return Shards(
+        count=len(entries),
+        num_bytes=num_bytes,
+        checked=checked,
+        left_out=len(entries) - checked,
+        bad=tuple(bad),
+        same_content=len(repeats),
+        same_content_first=tuple(
+            Reason(ids[again].sample_id, f"as {ids[first].sample_id}") for again, first in repeats[:_NAMED]
+        ),
+        non_finite=len(broken),
+        non_finite_first=tuple(ids[row].sample_id for row in broken[:_NAMED].tolist()),
+    )
+
+
+def _missing(dataset: LatentDataset, entries: list[dict[str, Any]]) -> tuple[Reason, ...]:
+    names = [entry["raw_data"]["basename"] for entry in entries]
+    there = set(dataset.storage.list())
+    return tuple(
+        Reason(name, f"{dataset.uri}/{name}: is not there. Remedy: restore it from a copy, or encode again with "
+               "overwrite=true")
+        for name in names if name not in there
+    )  # fmt: skip
+
+
+def _contents(
+    dataset: LatentDataset, entries: list[dict[str, Any]], ends: list[int], num_bytes: int
+) -> Iterator[tuple[int, _Content | DataError]]:
+    """What each shard holds, or what is wrong with it, in order; a few are read at a time."""
+    log, begin = logging.getLogger(__name__), time.monotonic()
+    last_line, seen_bytes = begin, 0
+    with _opened(dataset, entries) as files, ThreadPoolExecutor(_THREADS) as pool:
+
+        def look(number: int) -> _Content | DataError:
+            try:
+                return _content(dataset, files, entries[number], number, ends[number] - entries[number]["samples"])
+            except DataError as error:
+                return error
+
+        for first in range(0, len(entries), 2 * _THREADS):
+            group = range(first, min(first + 2 * _THREADS, len(entries)))
+            for number, found in zip(group, pool.map(look, group), strict=True):
+                seen_bytes += int(entries[number]["raw_data"]["bytes"])
+                now = time.monotonic()
+                if now - last_line > _SECONDS_BETWEEN_LINES:
+                    last_line = now
+                    left = (now - begin) * (num_bytes - seen_bytes) / max(1, seen_bytes)
+                    log.info(
+                        "checked %d of %d shards, %.2f of %.2f GB, %.0f s left",
+                        number + 1, len(entries), seen_bytes / 1e9, num_bytes / 1e9, left,
+                    )  # fmt: skip
+                yield number, found
+
+
+@contextmanager
+def _opened(dataset: LatentDataset, entries: list[dict[str, Any]]) -> Iterator[ShardFiles]:
+    """The shards as files: in place where they lie in a folder, else through a small folder that goes again."""
+    if isinstance(dataset.storage, LocalStorage):
+        yield ShardFiles(dataset.uri, dataset.storage, entries, None, "")
+        return
+    most = 4 * _THREADS * max(int(entry["raw_data"]["bytes"]) for entry in entries)
+    with tempfile.TemporaryDirectory(prefix="megavideo-doctor-") as name:
+        cache = ShardCache(Path(name), most, dataset.storage.retry.longest_seconds + 3.0)
+        yield ShardFiles(dataset.uri, dataset.storage, entries, cache, "shards")
+
+
+def _content(dataset: LatentDataset, files: ShardFiles, entry: dict[str, Any], number: int, first: int) -> _Content:
+    fd = files.open(number)
+    try:
+        data = os.pread(fd, int(entry["raw_data"]["bytes"]), 0)
+    finally:
+        os.close(fd)
+    count = int(entry["samples"])
+    begins = np.frombuffer(data, np.uint32, count + 1, 4).tolist()
+    reader = MDSReader.from_json("", None, dict(entry))
+    digests, finite = np.zeros(count, np.uint64), np.ones(count, bool)
+    for row in range(count):
+        sample = reader.decode_sample(data[begins[row] : begins[row + 1]])
+        expected = dataset.samples[first + row].sample_id
+        if sample["sample_id"] != expected:
+            raise DataError(
+                f"{dataset.uri}/{entry['raw_data']['basename']}: sample {first + row} is {sample['sample_id']!r}, and "
+                f"the manifest says {expected!r}. Remedy: encode again with overwrite=true"
+            )
+        latent = sample["latent"]
+        digests[row] = xxhash.xxh3_64_intdigest(latent.tobytes(), seed=latent.shape[-1])
+        finite[row] = bool(np.isfinite(latent).all())
+    return _Content(digests, finite)
+
+
+def _repeats(digests: np.ndarray, known: np.ndarray) -> list[tuple[int, int]]:
+    """(sample, the first sample that has the same latent), for every sample that repeats one."""
+    rows = np.flatnonzero(known)
+    order = rows[np.argsort(digests[rows], kind="stable")]
+    if not len(order):
+        return []
+    starts = np.flatnonzero(np.concatenate([[True], digests[order][1:] != digests[order][:-1]]))
+    first = np.repeat(order[starts], np.diff(np.append(starts, len(order))))
+    return sorted((again, one) for again, one in zip(order.tolist(), first.tolist(), strict=True) if again != one)
