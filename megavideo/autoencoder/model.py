@@ -18,7 +18,7 @@ from megavideo.encoders.pretrained import open_pretrained
 from megavideo.encoders.wan_tiles import WanTiles
 
 _FIELD = "model.path"
-# A new posterior begins narrow: at a variance of one its noise would hide what is in the mean.
+# A new posterior begins narrow, so that its noise is not the first thing to be learned away.
 _FIRST_LOG_VARIANCE = -6.0
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
