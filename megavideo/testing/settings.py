@@ -19,7 +19,7 @@ _MICRO: Mapping[str, Any] = {
     "optim.warmup_steps": 0,
     "train.packs_per_step": 2,
     "train.steps": 8,
-    "train.checkpoint_every": 1000,
+    "checkpoint.every": 1000,
     "observe.tensorboard": "false",
     "observe.peak_tflops": 1.0,
 }

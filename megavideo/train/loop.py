@@ -55,7 +55,7 @@ class Loop:
     def run(self, begin: int, progress: TrainingProgress) -> LoopResult:
         """Train steps [begin, train.steps).
 
-        Raises NumericsError after `train.max_skipped` skipped steps in a row, DataError where inputs cannot be read, or
+        Raises NumericsError after `guard.max_skipped` skipped steps in a row, DataError where inputs cannot be read, or
         are not the same on ranks that train them together.
         """
         config, losses, skipped, in_a_row = self._config.train, [], 0, 0
@@ -70,12 +70,12 @@ class Loop:
                 if suspects:
                     skipped, in_a_row = skipped + 1, in_a_row + 1
                     self._tell_skipped(report, suspects)
-                    if in_a_row >= config.max_skipped:
+                    if in_a_row >= self._config.guard.max_skipped:
                         raise NumericsError(self._gave_up(report, in_a_row))
                 else:
                     in_a_row = 0
                 done = given.step + 1
-                if done % config.checkpoint_every == 0 or done == config.steps:
+                if done % self._config.checkpoint.every == 0 or done == config.steps:
                     self._save(done)
         tenth = max(1, len(losses) // 10)
         return LoopResult(_mean(losses[:tenth]), _mean(losses[-tenth:]), skipped)
@@ -127,7 +127,7 @@ class Loop:
         engine, layout = self._parts.engine, self._parts.layout
         header = Header(step, layout.format(), to_yaml(self._config))
         fragments = owned_fragments(engine)
-        keep = self._config.train.keep_checkpoints
+        keep = self._config.checkpoint.keep_last
         path = write_checkpoint(self._folder.checkpoints, header, fragments, keep=keep)
         if self._metrics is not None:
             logging.getLogger(__name__).info("saved %s", path)

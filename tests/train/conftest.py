@@ -78,18 +78,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def parity_words(place: Place, name: str, layout: str, **settings: Any) -> list[str]:
     """One run that every layout must do alike: four packs a step."""
-    given = {"train__packs_per_step": 4, "train__steps": STEPS, "train__checkpoint_every": 7, **settings}
+    given = {"train__packs_per_step": 4, "train__steps": STEPS, "checkpoint__every": 7, **settings}
     return place.words(name, layout=layout, **given)
 
 
 def _spoiled(place: Place, name: str, layout: str, **settings: Any) -> list[str]:
-    kept = {"train__checkpoint_every": 1, "train__keep_checkpoints": 100, "train__steps": 9}
+    kept = {"checkpoint__every": 1, "checkpoint__keep_last": 100, "train__steps": 9}
     small = {"data__tokens_per_pack": 16, "data__max_segments": 2, **kept}
     return place.words(name, "spoiled", layout=layout, **{**small, **settings})
 
 
 def _hopeless(place: Place, name: str, layout: str) -> list[str]:
-    return place.words(name, "hopeless", layout=layout, data__tokens_per_pack=16, train__max_skipped=3)
+    return place.words(name, "hopeless", layout=layout, data__tokens_per_pack=16, guard__max_skipped=3)
 
 
 def _spoiled_short(place: Place, name: str, layout: str, **settings: Any) -> list[str]:
@@ -98,14 +98,14 @@ def _spoiled_short(place: Place, name: str, layout: str, **settings: Any) -> lis
 
 def _split(place: Place, name: str, layout: str) -> list[str]:
     """Nothing but faults, in packs of three samples, the middle one of which two ranks share."""
-    small = {"data__tokens_per_pack": 24, "data__max_segments": 3, "train__max_skipped": 2}
+    small = {"data__tokens_per_pack": 24, "data__max_segments": 3, "guard__max_skipped": 2}
     return place.words(name, "hopeless", layout=layout, **small)
 
 
 def _nan_on_one(place: Place, name: str, layout: str) -> Case:
     """The second of three steps, of two packs each, goes wrong on rank 1, in its last pack."""
     micro_steps = 1 if layout.startswith("dp2") else 2
-    words = place.words(name, layout=layout, train__steps=3, train__checkpoint_every=1, train__keep_checkpoints=9)
+    words = place.words(name, layout=layout, train__steps=3, checkpoint__every=1, checkpoint__keep_last=9)
     return Case(words, NanGradient("blocks.1.ffn.down.weight", 1, 2 * micro_steps))
 
 
@@ -117,7 +117,7 @@ def _other_noise(place: Place, name: str, layout: str, rank: int, call: int = 1)
 
 def _failing(place: Place, name: str, where: str, rank: int) -> list[Case]:
     """A run whose second save fails on one rank, and the same command again."""
-    words = place.words(name, layout="dp2-zero1", train__checkpoint_every=2)
+    words = place.words(name, layout="dp2-zero1", checkpoint__every=2)
     return [Case(words, Failure(f"megavideo.checkpoint.write.{where}", rank, 2)), Case(words)]
 
 

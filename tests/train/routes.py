@@ -30,8 +30,8 @@ class Route:
 def words(place: Place, name: str, layout: str, steps: int, settings: Mapping[str, object]) -> list[str]:
     """Words of a run to a step, saved at the end of each leg."""
     given = {
-        "train__packs_per_step": 4, "train__steps": steps, "train__checkpoint_every": LEG,
-        "train__keep_checkpoints": 100, "train__check_inputs_every": 1, "optim__lr": 5e-3,
+        "train__packs_per_step": 4, "train__steps": steps, "checkpoint__every": LEG,
+        "checkpoint__keep_last": 100, "train__check_inputs_every": 1, "optim__lr": 5e-3,
         # AdamW makes steps of full length of gradients that are rounding only, unless eps is above those
         "optim__eps": 1e-4,
     }  # fmt: skip

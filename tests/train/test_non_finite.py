@@ -130,7 +130,7 @@ def test_a_run_that_only_skips_ends(place: Place, on_two: Outcomes, name: str) -
 
 
 def test_the_command_ends_with_status_2_and_one_message(place: Place) -> None:
-    words = place.words("hopeless", "hopeless", data__tokens_per_pack=16, train__max_skipped=2)
+    words = place.words("hopeless", "hopeless", data__tokens_per_pack=16, guard__max_skipped=2)
     finished = run("megavideo", ["train", *words], place.root / "hopeless_logs")
     assert finished.status == 2
     assert "error: 2 steps in a row" in finished.err and "Traceback" not in finished.err

@@ -20,4 +20,4 @@ def test_all_ranks_raise_and_the_run_goes_on(
         assert outcome.report and outcome.report["resumed_at"] == 2
     assert len(place.losses(name)) == 8
     left = sorted(path.name for path in (place.run(name) / "checkpoints").iterdir())
-    assert left == ["step_00000006", "step_00000008"]  # keep_checkpoints=2, and nothing unfinished
+    assert left == ["step_00000006", "step_00000008"]  # keep_last=2, and nothing unfinished

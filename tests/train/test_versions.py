@@ -19,7 +19,7 @@ def _train(folder: Path, **more: object) -> Finished:
     """A run of six steps, which is saved after the third."""
     words = {
         "name": "held", "output": folder / "runs", "data__uri": folder / "latents", "model__latent_channels": 8,
-        "model__text_dim": 64, "train__steps": 6, "train__checkpoint_every": 3, **more,
+        "model__text_dim": 64, "train__steps": 6, "checkpoint__every": 3, **more,
     }  # fmt: skip
     return run("megavideo", ["train", *micro_words(**words)], folder / "logs")
 

@@ -18,6 +18,9 @@ class DataConfig:
     epoch: its names are `image`, `video`, or patterns as in `films/*` over the manifest's source; the first that fits
     counts, and 0 leaves out.
 
+    `area` (height times width) and `frames` are ranges of pixels and pixel frames, both ends included; samples outside
+    are not trained on.
+
     `cache` is where shards from a store are kept, `cache_gb` (1e9 bytes) of them at most or else what its disk holds;
     both must be unset for a folder. `workers` processes of each rank fetch and check shards ahead of their use; with 0
     a thread of it does. An outage of the store is waited for `retry_seconds`.
@@ -29,6 +32,8 @@ class DataConfig:
     max_segments: int | None = setting(None, minimum=1)
     text_tokens_per_pack: int = setting(minimum=1)
     sources: dict[str, float] = field(default_factory=dict)
+    area: tuple[int, int] | None = setting(None, minimum=1)
+    frames: tuple[int, int] | None = setting(None, minimum=1)
     cache: str | None = None
     prefetch_packs: int = setting(2, minimum=1)
     workers: int = setting(0, minimum=0, maximum=16)

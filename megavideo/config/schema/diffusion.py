@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megavideo.config.schema.field import setting
+from megavideo.config.schema.loss_terms import LossTermsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class DiffusionConfig:
     """What the model predicts, at which noise levels, and how the loss weighs them.
 
     `shift` moves flow timesteps towards noise by a constant; `shift_by_size` instead derives it from token count and
-    latent frames. `snr_gamma` belongs to `loss_weight=min_snr`; `zero_terminal_snr` and `ddpm_steps` belong to ddpm.
+    latent frames. `shift_by_content` moves them further for clips whose measured spatial and temporal gradient is larger
+    than most, and back for calmer ones: it is the exponent of that ratio (0: not at all). `snr_gamma` belongs to `loss_weight=min_snr`; `zero_terminal_snr` and `ddpm_steps` belong to ddpm.
     `shift_loss_scale` is the slope of `loss_weight=shift_sigma`.
     """
 
@@ -35,9 +37,11 @@ class DiffusionConfig:
     logit_std: float | None = setting(1.0, above=0.0)
     shift: float | None = setting(None, above=0.0)
     shift_by_size: bool = False
+    shift_by_content: float = setting(0.0, minimum=0.0, maximum=2.0)
     zero_terminal_snr: bool = False
     loss_weight: Literal["none", "min_snr", "shift_sigma"] = "none"
     snr_gamma: float | None = setting(None, above=0.0)
     shift_loss_scale: float | None = setting(None, above=0.0)
     text_dropout: float = setting(0.1, minimum=0.0, maximum=1.0)
     conditions: ConditionConfig = ConditionConfig()
+    terms: LossTermsConfig = LossTermsConfig()

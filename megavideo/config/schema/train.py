@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from megavideo.config.schema.checkpoint import CheckpointConfig
 from megavideo.config.schema.data import DataConfig
 from megavideo.config.schema.diffusion import DiffusionConfig
+from megavideo.config.schema.exit import ExitConfig
 from megavideo.config.schema.field import setting
+from megavideo.config.schema.guard import GuardConfig
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.optim import OptimConfig
 from megavideo.config.schema.precision import LayersConfig
+from megavideo.config.schema.validation import ValidationConfig
 
 RECOMPUTE_PARTS = ("self_attention", "cross_attention", "ffn", "gelu")
 
@@ -32,7 +36,7 @@ class RecomputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """Length, batch, precision and saving of a run. A step is `packs_per_step` packs over all data-parallel ranks.
+    """Length, batch and precision of a run. A step is `packs_per_step` packs over all data-parallel ranks.
 
     That ranks of one tp, cp and pp group have the same inputs is checked at the first step of a start and at every
     `check_inputs_every`th.
@@ -43,11 +47,8 @@ class LoopConfig:
     seed: int = setting(0, minimum=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     recompute: RecomputeConfig = RecomputeConfig()
-    checkpoint_every: int = setting(500, minimum=1)
-    keep_checkpoints: int = setting(2, minimum=1)
     log_every: int = setting(10, minimum=1)
     check_inputs_every: int = setting(100, minimum=1)
-    max_skipped: int = setting(20, minimum=1, remedy="the run ends after this many non-finite steps in a row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,12 @@ class ObserveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRun:
-    """All settings of `megavideo train`. `layout` is written as in `dp2-zero1`; `output` holds the run folders."""
+    """All settings of `megavideo train`. `layout` is written as in `dp2-zero1`; `output` holds the run folders.
+
+    `stages` are those of a curriculum (group `curriculum`), by name and in order, each with the settings that it has of
+    its own; `stage` names or numbers the one to train, and null goes on from wherever the run folder stands. `init_from`
+    is a run folder or checkpoint whose weights and averages a new run begins with.
+    """
 
     name: str
     output: str
@@ -74,3 +80,10 @@ class TrainRun:
     train: LoopConfig
     observe: ObserveConfig
     layers: LayersConfig = field(default_factory=LayersConfig)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    validation: ValidationConfig = ValidationConfig()
+    exit: ExitConfig = ExitConfig()
+    init_from: str | None = None
+    stage: str | None = None
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
