@@ -1,0 +1,104 @@
+"""JSON Lines files of a run: rows with a step, appended whole, and dropped where a run goes back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megavideo.errors import DataError
+
+Row = dict[str, Any]
+
+
+def row_line(row: Mapping[str, Any]) -> str:
+    """The line of `row`, with its end. Non-finite numbers become null, which every JSON reader takes."""
+    return json.dumps({name: _finite(value) for name, value in row.items()}, allow_nan=False) + "\n"
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add `row` to the file, in one write, so that rows of several threads or processes do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, row_line(row).encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of the file, one at a time. A torn last line, left by a killed run, is passed over.
+
+    Raises DataError where a line before the last is damaged.
+    """
+    for _, row in _lines(path):
+        yield row
+
+
+def drop_rows(path: Path, keep: Callable[[int, Row], bool]) -> None:
+    """Rewrite the file without the rows that `keep` refuses and without a torn last line, in one move.
+
+    `keep` is asked with the place of a row, from 0, and the row. The file is left untouched where nothing has to go.
+    Raises DataError where a line before the last is damaged.
+    """
+    if not path.exists() or _is_clean(path, keep):
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        for place, (line, row) in enumerate(_lines(path)):
+            if keep(place, row):
+                file.write(line.rstrip(b"\n") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def parse_row(line: bytes) -> Row:
+    """The row of a line. Raises ValueError where it is no JSON object with a whole-numbered step."""
+    row = json.loads(line.decode("utf-8", errors="replace"))
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError("no object with a whole-numbered step")
+    return row
+
+
+def _is_clean(path: Path, keep: Callable[[int, Row], bool]) -> bool:
+    """Whether every byte of the file belongs to a whole line that is kept."""
+    num_bytes = 0
+    for place, (line, row) in enumerate(_lines(path)):
+        if not keep(place, row) or not line.endswith(b"\n"):
+            return False
+        num_bytes += len(line)
+    return num_bytes == path.stat().st_size
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, Row]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line == b"\n":
+                continue
+            try:
+                row = parse_row(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):  # only the last line has no end, and only it can be torn
+                    return
+                raise DataError(
+                    f"{path}: line {number} is damaged ({error}). Remedy: remove that line; the lines around it are "
+                    "whole"
+                ) from error
+            yield line, row
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` as JSON takes it: array scalars as plain numbers, non-finite numbers as None."""
+    if not isinstance(value, float) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

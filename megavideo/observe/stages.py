@@ -1,0 +1,88 @@
+"""`stages.jsonl`: when each stage of a run began and ended, one JSON object for each of both.
+
+Steps are counted as in metrics.jsonl, over all stages together and from 1: a stage has the rows
+`first_step <= step <= last_step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megavideo.observe.rows import append_row, drop_rows, read_rows
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """Stage `number` (from 1) `of` so many; `last_step` is None while it runs, `steps` how many are planned."""
+
+    name: str
+    number: int
+    of: int
+    first_step: int
+    last_step: int | None
+    steps: int
+    layout: str
+
+
+class StageLog:
+    """Appends the beginnings and ends of stages; each is in the file when the call returns.
+
+    A run that continues from step s first drops what was written of later steps: a stage that began after it begins
+    anew, and one that ended after it is under way again.
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        """Write to `path`, keeping what is true after `resume_step` steps."""
+        self.path = path
+        self.rewind(resume_step)
+
+    def begin(self, stage: StageRow) -> None:
+        """Append that `stage` begins, or goes on with another layout or length; nothing where that is known."""
+        if replace(stage, last_step=None) not in self.rows():
+            self._append(replace(stage, last_step=None), stage.first_step)
+
+    def end(self, last_step: int) -> None:
+        """Append that the newest stage ended with `last_step`. Raises ValueError where no stage has begun."""
+        rows = self.rows()
+        if not rows:
+            raise ValueError(f"{self.path}: no stage has begun that could end")
+        if rows[-1].last_step != last_step:
+            self._append(replace(rows[-1], last_step=last_step), last_step)
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written of steps after `step`, where a run goes back to a checkpoint."""
+        drop_rows(self.path, lambda _, row: row["step"] <= max(step, 0))
+
+    def rows(self) -> list[StageRow]:
+        """The stages so far, each as it was written last."""
+        return merge_stages(read_rows(self.path)) if self.path.exists() else []
+
+    def _append(self, stage: StageRow, step: int) -> None:
+        append_row(self.path, {"step": step} | asdict(stage))
+
+
+def merge_stages(rows: Iterable[Mapping[str, Any]]) -> list[StageRow]:
+    """The stages that rows tell of, in order; the last row of a stage counts, and rows without a name are passed over.
+
+    A stage is known by its first step.
+    """
+    stages: dict[int, StageRow] = {}
+    for row in rows:
+        if isinstance(row.get("name"), str) and isinstance(row.get("first_step"), int):
+            stages[row["first_step"]] = StageRow(
+                row["name"],
+                _whole(row.get("number"), len(stages) + 1),
+                _whole(row.get("of"), 1),
+                row["first_step"],
+                row["last_step"] if isinstance(row.get("last_step"), int) else None,
+                _whole(row.get("steps"), 0),
+                str(row.get("layout") or ""),
+            )
+    return [stages[first] for first in sorted(stages)]
+
+
+def _whole(value: Any, otherwise: int) -> int:
+    return value if isinstance(value, int) else otherwise
