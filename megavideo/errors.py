@@ -1,14 +1,20 @@
 """The exception tree: a user's mistake is told from a bug by the type.
 
-Everything below `MegavideoError` is reported by the command line as one clear message with exit status 2;
-any other exception is a defect of megavideo and keeps its traceback.
+Everything below `MegavideoError` is reported by the command line as one clear message, with the exit status that its
+kind has; any other exception is a defect of megavideo and keeps its traceback.
 """
 
 from __future__ import annotations
 
+FAULT_STATUS = 2
+RETRY_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
+HUNG_STATUS = 76  # nothing moved for `guard.hang_seconds`: started again it goes on, on other nodes than those named
+
 
 class MegavideoError(Exception):
     """A fault whose cause lies outside the code: input, configuration, storage, numerics or topology."""
+
+    exit_status: int = FAULT_STATUS
 
 
 class ConfigError(MegavideoError):
@@ -30,6 +36,12 @@ class DataError(MegavideoError):
     """A file, shard, manifest or sample that cannot be read or used; the message names it and the remedy."""
 
 
+class StoreUnreachable(DataError):
+    """A store that stayed out of reach for as long as it is waited for; it may be back when the command is repeated."""
+
+    exit_status = RETRY_STATUS
+
+
 class CheckpointError(MegavideoError):
     """A checkpoint that is missing, incomplete, damaged or made for another model."""
 
@@ -40,3 +52,9 @@ class TopologyError(MegavideoError):
 
 class NumericsError(MegavideoError):
     """Numbers that make further work pointless, as a loss that stays non-finite."""
+
+
+class StopRequested(MegavideoError):
+    """A run that was asked to end, as by Slurm before its time is over, and is saved: to be started again."""
+
+    exit_status = RETRY_STATUS

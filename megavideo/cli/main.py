@@ -1,7 +1,8 @@
 """Entry point: words in, exit status out.
 
 0 success; 1 a defect, with its traceback, or a check that failed, with its report; 2 a fault of input or settings, as
-one message; 130 interrupted.
+one message; 75 a run that stopped when it was asked to, or a store that stayed out of reach: the same command goes on;
+76 a run that hung; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from megavideo.cli.arguments import Arguments, parse_arguments, split_verb
 from megavideo.cli.help import general_help, verb_help
 from megavideo.cli.output import launched_as, leads, stdout_kept_clean, to_json
 from megavideo.cli.verb import Verb, find_verb, verb_names
-from megavideo.errors import ConfigError, MegavideoError
+from megavideo.errors import ConfigError, MegavideoError, StopRequested
 
 INTERRUPTED = 130
 
@@ -40,10 +41,11 @@ def _guarded(given: Sequence[str]) -> int:
     try:
         return _dispatch(given)
     except MegavideoError as error:
-        print(f"error: {error}", file=sys.stderr)
+        kind = "stopped" if isinstance(error, StopRequested) else "error"
+        print(f"{kind}: {error}", file=sys.stderr)
         if as_json and leads(os.environ):
             print(to_json({"error": _error_object(error)}))
-        return 2
+        return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

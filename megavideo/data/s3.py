@@ -19,7 +19,7 @@ from megavideo.data.s3_errors import (
     remedy,
     without_secrets,
 )
-from megavideo.errors import DataError
+from megavideo.errors import DataError, StoreUnreachable
 
 Answer = TypeVar("Answer")
 Patience = Callable[[Exception], float]
@@ -31,9 +31,10 @@ _LEAST_BYTES_PER_SECOND = 1024
 class S3Storage:
     """A prefix in an S3-compatible store, reached with boto3.
 
-    Honours S3_ENDPOINT_URL and the usual AWS_* variables. What may pass is tried again as `retry` says; then, or at
-    once for what cannot pass, a DataError names object, cause and remedy. The connection belongs to one process: a
-    forked or unpickled copy opens its own, because a connection shared over a fork mixes up answers.
+    Honours S3_ENDPOINT_URL and the usual AWS_* variables. What may pass is tried again as `retry` says; then a
+    StoreUnreachable, or at once for what cannot pass a DataError, names object, cause and remedy. The connection
+    belongs to one process: a forked or unpickled copy opens its own, because a connection shared over a fork mixes up
+    answers.
     """
 
     def __init__(self, uri: str, retry: RetryPolicy | None = None) -> None:
@@ -104,7 +105,8 @@ class S3Storage:
             waited = f" (given up after {time.monotonic() - begin:.0f} s)" if patience(error) else ""
             # the chain is cut: an underlying message is not free of secrets
             text = f"{self.uri}/{name}: {reason}{waited}. Remedy: {remedy(error)}"
-            raise DataError(without_secrets(text)) from None
+            kind = StoreUnreachable if patience(error) == float("inf") else DataError
+            raise kind(without_secrets(text)) from None
 
     def read_bytes(self, name: str) -> bytes:
         """The content of the object; DataError where it cannot be read."""

@@ -66,11 +66,19 @@ class Launched:
                 if worker.is_running():
                     worker.kill()
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the command itself: torchrun, where several processes run."""
+        self._process.send_signal(number)
+
     def kill_rank(self, rank: int) -> None:
         """Send SIGKILL to one rank, as `kill -9` does."""
+        self.signal_rank(rank, signal.SIGKILL)
+
+    def signal_rank(self, rank: int, number: int) -> None:
+        """Send a signal to one rank."""
         for worker in psutil.Process(self._process.pid).children():
             if worker.environ().get("RANK") == str(rank):
-                worker.send_signal(signal.SIGKILL)
+                worker.send_signal(number)
                 return
         raise RuntimeError(f"rank {rank} is not running\n{self._logs[1].read_text()}")
 

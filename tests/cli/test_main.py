@@ -17,7 +17,7 @@ import pytest
 
 from megavideo import __version__
 from megavideo.cli.main import main
-from megavideo.errors import CheckpointError, DataError
+from megavideo.errors import CheckpointError, DataError, StopRequested, StoreUnreachable
 
 TRAIN = ["train", "data.uri=latents", "run=micro"]
 
@@ -170,18 +170,26 @@ def test_empty_and_binary_prompt_files_are_refused(tmp_path: Path, capfd: pytest
         assert "p.txt" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("error", [DataError("a.mp4: is damaged"), CheckpointError("ckpt: is incomplete")])
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (DataError("a.mp4: is damaged"), 2, "error"),
+        (CheckpointError("ckpt: is incomplete"), 2, "error"),
+        (StoreUnreachable("s3://bucket/a: given up after 20 s"), 75, "error"),
+        (StopRequested("SIGUSR1: saved at step 7"), 75, "stopped"),
+    ],
+)
 def test_errors_of_rooms_as_json(
-    error: Exception, room: Callable[..., None], capfd: pytest.CaptureFixture[str]
+    error: Exception, status: int, kind: str, room: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     def ingest(cfg: Any) -> None:
         raise error
 
     room("megavideo.data.ingest", "ingest", ingest)
-    assert main(["ingest", "src=a", "out=b", "--json"]) == 2
+    assert main(["ingest", "src=a", "out=b", "--json"]) == status
     out, err = capfd.readouterr()
     assert json.loads(out) == {"error": {"type": type(error).__name__, "message": str(error)}}
-    assert err == f"error: {error}\n"
+    assert err == f"{kind}: {error}\n"
 
 
 def test_config_error_as_json_names_its_parts(capfd: pytest.CaptureFixture[str]) -> None:

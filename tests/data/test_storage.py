@@ -10,7 +10,7 @@ import pytest
 
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.storage import LocalStorage, Storage, download_all, open_storage, replacing
-from megavideo.errors import DataError
+from megavideo.errors import DataError, StoreUnreachable
 
 
 def exercise(storage: Storage, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_s3_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
     storage = open_storage("s3://bucket/x", RetryPolicy(total_seconds=0.6, first_seconds=0.05))
     begin = time.monotonic()
-    with pytest.raises(DataError, match=r"s3://bucket/x/y: .*given up after . s\)\. Remedy: .*S3_ENDPOINT_URL"):
+    with pytest.raises(StoreUnreachable, match=r"s3://bucket/x/y: .*given up after . s\)\. Remedy: .*S3_ENDPOINT_URL"):
         storage.exists("y")
     assert storage.retries >= 2 and time.monotonic() - begin < 20
 
