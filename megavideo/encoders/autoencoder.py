@@ -30,6 +30,10 @@ class VideoAutoencoder(Protocol):
         """Video [3, T, H, W] float32 in -1..1 of a latent as `encode` gives."""
         ...
 
+    def decode_for_loss(self, latent: torch.Tensor) -> torch.Tensor:
+        """`decode` with gradients, on the autoencoder's device; a pixel that was clamped would have none."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write all that `load_encoders` needs to `folder`."""
         ...

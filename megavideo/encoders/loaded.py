@@ -78,6 +78,13 @@ class LoadedAutoencoder:
         video = self._in_tiles(self._to_device(self._raw(latent)), (1, self.space_ratio), self._decode_whole)
         return video[0].float().cpu().clamp(-1.0, 1.0)
 
+    def decode_for_loss(self, latent: torch.Tensor) -> torch.Tensor:
+        """`decode` with gradients and, of kind `wan`, unclamped; whole, whatever `tile` says, on the model's device."""
+        raw = self._to_device(self._raw(latent))
+        # the method of diffusers clamps what Wan decodes
+        whole = WanTiles(self._model, None).decode([raw]) if self.kind == "wan" else [self._decode_whole(raw)]
+        return torch.cat(list(whole), dim=2)[0].float()
+
     @torch.no_grad()
     def encode_windows(self, windows: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Latents [C, n, h, w] of the windows [3, T, H, W] of one film of any length, in order; kind `wan` only.

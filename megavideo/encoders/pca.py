@@ -54,8 +54,8 @@ class BlockBasis:
         return (blocks - self.mean) @ (self.basis / self.spread)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Blocks [..., D] of latents [..., C]."""
-        return latents @ (self.basis * self.spread).T + self.mean
+        """Blocks [..., D] of latents [..., C], on the latents' device."""
+        return latents @ (self.basis * self.spread).T.to(latents.device) + self.mean.to(latents.device)
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,15 @@ class PcaAutoencoder:
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Video [3, T, H, W] in -1..1 of a latent [C, t, h, w]."""
+        return self.decode_for_loss(latent).clamp(-1.0, 1.0)
+
+    def decode_for_loss(self, latent: torch.Tensor) -> torch.Tensor:
+        """The same with gradients and unclamped, on the latent's device."""
         latent = latent.float().permute(1, 2, 3, 0)
         parts = [_pixels(self.first.decode(latent[:1]), 1)]
         if latent.shape[0] > 1:
             parts.append(_pixels(self.group.decode(latent[1:]), TIME_RATIO))
-        return torch.cat(parts, dim=1).clamp(-1.0, 1.0)
+        return torch.cat(parts, dim=1)
 
     def save(self, folder: Path) -> None:
         """Write pca.json and pca.safetensors."""
