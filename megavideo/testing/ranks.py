@@ -1,0 +1,80 @@
+"""A function run on several ranks, forked from a server that has made the imports, joined over gloo.
+
+For tests of what is below a whole training run, which `train_cases` is for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megavideo.parallel.distributed import free_port, leave, process_group
+
+# the first of them also keeps the server, and so its forks, to one thread of a CPU
+_PRELOAD = ["megavideo.parity.preload", "megavideo.testing.ranks"]
+_TIMEOUT_SECONDS = 300.0
+_POLL_SECONDS = 0.02
+
+# from this rank (`Launch`) and the arguments to what JSON can hold
+RankFunction = Callable[..., Any]
+
+
+def run_ranks(function: RankFunction, arguments: tuple[Any, ...], folder: Path, *, processes: int) -> list[Any]:
+    """What `function(launch, *arguments)` returned on each rank, through JSON.
+
+    `function` stands at the top of a module. Raises RuntimeError with what the ranks wrote where one fails or the end
+    does not come.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    port = free_port()
+    started = [
+        context.Process(target=_main, args=(function, arguments, rank, processes, port, folder), daemon=True)
+        for rank in range(processes)
+    ]
+    for process in started:
+        process.start()
+    end = time.monotonic() + _TIMEOUT_SECONDS
+    try:
+        while any(process.exitcode is None for process in started):
+            if any(process.exitcode for process in started) or time.monotonic() > end:
+                break
+            time.sleep(_POLL_SECONDS)
+        statuses = [process.exitcode for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+    if any(status != 0 for status in statuses):
+        told = "\n".join(path.read_text() for path in sorted(folder.glob("err_*.txt")))
+        raise RuntimeError(f"the ranks ended with {statuses} (None: still at work)\n{told}")
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(processes)]
+
+
+def _main(
+    function: RankFunction, arguments: tuple[Any, ...], rank: int, world_size: int, port: int, folder: Path
+) -> None:
+    """A forked process."""
+    errors = (folder / f"err_{rank}.txt").open("w")
+    os.dup2(errors.fileno(), sys.stderr.fileno())
+    logging.basicConfig(level=logging.WARNING)
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+    os.environ.update({name: str(value) for name, value in zip(names, (rank, rank, world_size, port), strict=True)})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    try:
+        with process_group() as launch:
+            result = function(launch, *arguments)
+        (folder / f"rank_{rank}.json").write_text(json.dumps(result))
+    except BaseException:  # noqa: BLE001 - told to the process that started this one
+        traceback.print_exc()
+        leave(1)
+    leave(0)
