@@ -105,6 +105,8 @@ def _missing(place: str, field: dataclasses.Field[Any]) -> ConfigError:
 
 
 def _convert(hint: Any, value: Any, place: str, metadata: Mapping[str, Any]) -> Any:
+    if hint is Any:
+        return value
     inner, optional = unwrap_optional(hint)
     if value is None:
         if optional:

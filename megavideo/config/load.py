@@ -18,9 +18,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megavideo.config.build import build
+from megavideo.config.curriculum import GROUP, STAGES, check_stage_key, stage_names, stages_of, with_stages
 from megavideo.config.find import configs_folder, group_defaults, group_options
 from megavideo.config.names import nearest, required, sections, walk
 from megavideo.config.rules import check
+from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
 
 T = TypeVar("T")
@@ -33,30 +35,35 @@ def load(schema: type[T], primary: str, overrides: Sequence[str]) -> T:
     group (listing the legal ones), a value the builder refuses and a broken rule.
     """
     cfg = build(schema, compose_values(schema, primary, overrides))
-    check(cfg)
+    if isinstance(cfg, TrainRun) and cfg.stages:
+        stages_of(cfg)  # each is held to the rules by itself
+    else:
+        check(cfg)
     return cfg
 
 
 def compose_values(schema: type[Any], primary: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The composed plain values before they are built; required ones that are still open read `???`."""
     folder = configs_folder()
-    words, plain = _checked(schema, folder, primary, overrides)
+    words, plain, said = _checked(schema, folder, primary, overrides)
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
             composed = compose(config_name=primary, overrides=words)
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
-        said = " ".join(overrides) or None
-        raise ConfigError(primary, said, _first_line(error), "correct the overrides, or the file it names") from error
-    return {str(key): value for key, value in values.items()} | plain if isinstance(values, dict) else plain
+        given = " ".join(overrides) or None
+        raise ConfigError(primary, given, _first_line(error), "correct the overrides, or the file it names") from error
+    named = {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+    return with_stages(named | plain, said)
 
 
 def _checked(
     schema: type[Any], folder: Path, primary: str, overrides: Sequence[str]
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], dict[str, Any], list[str]]:
     """Overrides as Hydra shall see them: each key is known, each option exists, nothing is said twice.
 
-    Also the values of settings that Hydra shall not see: it takes those called as a group of other commands for it.
+    Also the values of settings that Hydra shall not see: it takes those called as a group of other commands for it; and
+    the keys of all settings that were said.
     """
     groups = group_defaults(folder, primary)
     settings = [field.path for field in walk(schema)]
@@ -75,9 +82,10 @@ def _checked(
         seen[key] = text
         if key in groups:
             words.append(_group_word(folder, key, override, text))
+            groups[key] = str(_value(override))
         elif key in settings and (folder / key).is_dir():
             plain[key] = _value(override)
-        elif key in settings or key in nested:
+        elif key in settings or key in nested or (STAGES in settings and key.startswith(f"{STAGES}.")):
             # Forced, because a field that keeps its dataclass default need not stand in the YAML.
             words.append("++" + text.lstrip().lstrip("+"))
         else:
@@ -85,7 +93,12 @@ def _checked(
             raise ConfigError(
                 key, _value(override), f"there is no such setting in `{primary}`", _suggest(key, known, primary)
             )
-    return words, plain
+    for key in seen:
+        if key.startswith(f"{STAGES}."):
+            chosen = groups.get(GROUP)
+            of_curriculum = stage_names(folder / GROUP / f"{chosen}.yaml") if chosen else ()
+            check_stage_key(key, seen[key].partition("=")[2], of_curriculum, settings)
+    return words, plain, [key for key in seen if key not in groups]
 
 
 def _parse(text: str) -> Override:

@@ -19,6 +19,7 @@ from megavideo.config.rules.precision import PRECISION_RULES
 from megavideo.config.rules.prepare import ENCODE_RULES, INGEST_RULES
 from megavideo.config.rules.recompute import RECOMPUTE_RULES
 from megavideo.config.rules.sample import SAMPLE_RULES
+from megavideo.config.rules.stages import STAGE_RULES
 from megavideo.config.rules.train import LOOP_RULES
 from megavideo.config.rules.vae import VAE_RULES
 from megavideo.config.schema.captions import CaptionRun
@@ -37,6 +38,7 @@ TRAIN_RULES = (
     *OPTIM_RULES,
     *RECOMPUTE_RULES,
     *PRECISION_RULES,
+    *STAGE_RULES,
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from megavideo.config.schema.field import setting
@@ -25,9 +25,10 @@ class DiffusionConfig:
     """What the model predicts, at which noise levels, and how the loss weighs them.
 
     `shift` moves flow timesteps towards noise by a constant; `shift_by_size` instead derives it from token count and
-    latent frames. `shift_by_content` moves them further for clips whose measured spatial and temporal gradient is larger
-    than most, and back for calmer ones: it is the exponent of that ratio (0: not at all). `snr_gamma` belongs to `loss_weight=min_snr`; `zero_terminal_snr` and `ddpm_steps` belong to ddpm.
-    `shift_loss_scale` is the slope of `loss_weight=shift_sigma`.
+    latent frames. `shift_by_content` moves them further for clips whose measured spatial and temporal gradient is
+    large, and back for calm ones: it is the exponent of that ratio (0: not at all). `snr_gamma` belongs to
+    `loss_weight=min_snr`; `zero_terminal_snr` and `ddpm_steps` belong to ddpm. `shift_loss_scale` is the slope of
+    `loss_weight=shift_sigma`.
     """
 
     objective: Literal["flow", "ddpm"] = "flow"
@@ -44,4 +45,4 @@ class DiffusionConfig:
     shift_loss_scale: float | None = setting(None, above=0.0)
     text_dropout: float = setting(0.1, minimum=0.0, maximum=1.0)
     conditions: ConditionConfig = ConditionConfig()
-    terms: LossTermsConfig = LossTermsConfig()
+    terms: LossTermsConfig = field(default_factory=LossTermsConfig)

@@ -65,9 +65,9 @@ class ObserveConfig:
 class TrainRun:
     """All settings of `megavideo train`. `layout` is written as in `dp2-zero1`; `output` holds the run folders.
 
-    `stages` are those of a curriculum (group `curriculum`), by name and in order, each with the settings that it has of
-    its own; `stage` names or numbers the one to train, and null goes on from wherever the run folder stands. `init_from`
-    is a run folder or checkpoint whose weights and averages a new run begins with.
+    `stages` are those of a curriculum (group `curriculum`), by name and in order, each with all of its settings;
+    `stage` names or numbers the one to train, and null goes on from wherever the run folder stands. `init_from` is a
+    run folder or checkpoint whose weights and averages a new run begins with.
     """
 
     name: str
@@ -80,10 +80,10 @@ class TrainRun:
     train: LoopConfig
     observe: ObserveConfig
     layers: LayersConfig = field(default_factory=LayersConfig)
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    guard: GuardConfig = GuardConfig()
-    validation: ValidationConfig = ValidationConfig()
-    exit: ExitConfig = ExitConfig()
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    exit: ExitConfig = field(default_factory=ExitConfig)
     init_from: str | None = None
     stage: str | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
