@@ -6,10 +6,11 @@ The folder holds `encoders.json` (which kinds) and the files of each encoder: JS
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
 from megavideo.data.storage import write_file
@@ -23,6 +24,7 @@ from megavideo.encoders.transformers_text import TransformersTextEncoder, build_
 from megavideo.errors import ConfigError, DataError
 
 _CONFIG_NAME = "encoders.json"
+_Encoder = TypeVar("_Encoder")
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,26 @@ def save_encoders(folder: Path, autoencoder: VideoAutoencoder, text_encoder: Tex
 
 def load_encoders(folder: Path) -> Encoders:
     """Read what `save_encoders` wrote; DataError where it is missing, damaged or refers to weights that have gone."""
+    return Encoders(load_autoencoder(folder), load_text_encoder(folder))
+
+
+def load_autoencoder(folder: Path) -> VideoAutoencoder:
+    """The autoencoder alone; as `load_encoders` else."""
+    return _loaded(folder, "autoencoder", _AUTOENCODERS)
+
+
+def load_text_encoder(folder: Path) -> TextEncoder:
+    """The text encoder alone; as `load_encoders` else."""
+    return _loaded(folder, "text_encoder", _TEXT_ENCODERS)
+
+
+def _loaded(folder: Path, which: str, loaders: Mapping[str, Callable[[Path], _Encoder]]) -> _Encoder:
     path = folder / _CONFIG_NAME
     try:
-        kinds = json.loads(path.read_bytes())
-        load_autoencoder = _AUTOENCODERS[kinds["autoencoder"]]
-        load_text_encoder = _TEXT_ENCODERS[kinds["text_encoder"]]
+        load = loaders[json.loads(path.read_bytes())[which]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: missing or damaged ({error}). Remedy: encode the dataset again") from error
-    return Encoders(load_autoencoder(folder), load_text_encoder(folder))
+    return load(folder)
 
 
 _AUTOENCODERS: dict[str, Callable[[Path], VideoAutoencoder]] = {
