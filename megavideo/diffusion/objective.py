@@ -37,6 +37,10 @@ class Objective(Protocol):
         """The clean sample that a prediction [N, P] implies."""
         ...
 
+    def slope(self, timestep: float) -> float:
+        """By how much that clean sample moves with the prediction: `clean` is affine in it, with one factor."""
+        ...
+
 
 class FlowMatching:
     """x = (1 - s) x0 + s e; the model predicts the velocity e - x0 (Lipman et al. 2023, Liu et al. 2023)."""
@@ -52,6 +56,10 @@ class FlowMatching:
     def clean(self, noisy: torch.Tensor, prediction: torch.Tensor, timestep: float) -> torch.Tensor:
         """x - s v."""
         return noisy - prediction * (timestep / NUM_TIMESTEPS)
+
+    def slope(self, timestep: float) -> float:
+        """-s."""
+        return -timestep / NUM_TIMESTEPS
 
 
 class Ddpm:
@@ -79,6 +87,11 @@ class Ddpm:
         alpha = self._alphas[int(timestep)]
         signal, spread = alpha**0.5, (1.0 - alpha) ** 0.5
         return signal * noisy - spread * prediction if self._v else (noisy - spread * prediction) / signal
+
+    def slope(self, timestep: float) -> float:
+        """-sqrt(1 - a), or for epsilon -sqrt((1 - a) / a)."""
+        alpha = self._alphas[int(timestep)]
+        return -((1.0 - alpha) ** 0.5) if self._v else -(((1.0 - alpha) / alpha) ** 0.5)
 
     def _weight(self, step: int) -> float:
         if self._gamma is None:

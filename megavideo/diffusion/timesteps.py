@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from megavideo.config.schema.diffusion import DiffusionConfig
+from megavideo.diffusion.content import content_shift
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.types import Grid
 
@@ -29,12 +30,17 @@ def run_shift(config: DiffusionConfig, grid: Grid) -> float | None:
     return size_shift(grid) if config.shift_by_size else config.shift
 
 
-def draw_level(config: DiffusionConfig, key: SampleKey, grid: Grid) -> float:
-    """The noise level in (0, 1) of one visit of a sample."""
+def draw_level(config: DiffusionConfig, key: SampleKey, grid: Grid, gradient: float | None = None) -> float:
+    """The noise level in (0, 1) of one visit of a sample.
+
+    `gradient` is that of `content.latent_gradient`; None leaves what `shift_by_content` does out.
+    """
     if config.timesteps == "uniform":
         level = key.uniform("timestep")
     else:
         mean, std = config.logit_mean or 0.0, config.logit_std or 1.0
         level = 1.0 / (1.0 + math.exp(-(mean + std * float(key.normal("timestep", ())))))
     shift = run_shift(config, grid)
+    if config.shift_by_content and gradient is not None:
+        shift = (1.0 if shift is None else shift) * content_shift(config.shift_by_content, gradient)
     return apply_shift(level, shift) if shift is not None else level

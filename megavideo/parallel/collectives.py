@@ -53,6 +53,24 @@ class _Exchange(torch.autograd.Function):
         return _all_to_all(grads[0], ctx.group), None
 
 
+class _Gather(torch.autograd.Function):
+    """All parts along the first dim, in the order of ranks; each rank's use of a part is summed back to its owner."""
+
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # type: ignore[override]
+        ctx.group = group
+        whole = part.new_empty(group.size() * part.shape[0], *part.shape[1:])
+        dist.all_gather_into_tensor(whole, part.contiguous(), group=group)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad = grads[0].contiguous()
+        part = grad.new_empty(grad.shape[0] // ctx.group.size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(part, grad, group=ctx.group)
+        return part, None
+
+
 def sum_gradients(shared: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """`shared` itself; its gradient is summed over the group."""
     out: torch.Tensor = _SumGradients.apply(shared, group)
@@ -68,6 +86,12 @@ def sum_both_ways(part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 def exchange(slices: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """All-to-all along the first dim, whose size is the group's: [P, ...] -> [P, ...]."""
     out: torch.Tensor = _Exchange.apply(slices, group)
+    return out
+
+
+def gather(part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """The parts [n, ...] of all ranks, as [P * n, ...]; the gradient is a sum over ranks, back to each part's owner."""
+    out: torch.Tensor = _Gather.apply(part, group)
     return out
 
 

@@ -22,30 +22,37 @@ from megavideo.parallel.groups import Groups
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.parallel.norm import ClippedStep
 from megavideo.parallel.sharding import Shard, shard_of
+from megavideo.parallel.step_loss import FurtherTerms, StepLoss, TokenLoss
 from megavideo.types import PackedBatch
-
-TokenLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A whole pack, and this process's own part of its target [n, P] and of its loss weights [n]."""
+    """A whole pack, and this process's own part of its target [n, P] and of its loss weights [n].
+
+    `labels` are what further terms of the loss need to know of the whole pack.
+    """
 
     pack: PackedBatch
     target: torch.Tensor
     weight: torch.Tensor
+    labels: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
 class StepOutcome:
     """What an update did: gradient norm before clipping (infinite where not finite), and whether it was applied.
 
-    `errors` has the own tokens' errors [n] of each micro-batch; it is empty on a stage that forms no loss.
+    `errors` has the own tokens' errors [n] of each micro-batch, `terms` their sums [T] of the further terms in float64;
+    both are empty on a stage that forms no loss. `spike` tells, on the stages that do, that the loss was over the
+    limit, which is why nothing was applied.
     """
 
     grad_norm: float
     applied: bool
     errors: tuple[torch.Tensor, ...]
+    terms: tuple[torch.Tensor, ...] = ()
+    spike: bool = False
 
 
 class BaseOptimizer(Protocol):
@@ -71,7 +78,8 @@ class BaseOptimizer(Protocol):
 class EnginePlan:
     """What an engine must know besides the model: layout, place, precision, and how a step is made.
 
-    A step accumulates `micro_steps` packs and clips at `clip` (None: not at all).
+    A step accumulates `micro_steps` packs and clips at `clip` (None: not at all). `terms` are those of the loss beside
+    `token_loss`.
     """
 
     layout: Layout
@@ -82,6 +90,7 @@ class EnginePlan:
     clip: float | None
     token_loss: TokenLoss
     layers: LayersConfig = field(default_factory=LayersConfig)
+    terms: FurtherTerms | None = None
 
     def deepspeed_settings(self) -> dict[str, Any]:
         """DeepSpeed's configuration."""
@@ -116,8 +125,13 @@ class Engine(ABC):
         self._clipped: ClippedStep | None = None
 
     @abstractmethod
-    def update(self, batches: Sequence[MicroBatch], scale: float, learning_rate: float) -> StepOutcome:
-        """Train on the micro-batches of one step; each token's error is multiplied by `scale` before its backward."""
+    def update(
+        self, batches: Sequence[MicroBatch], scale: float, learning_rate: float, limit: float | None = None
+    ) -> StepOutcome:
+        """Train on the micro-batches of one step; each token's error is multiplied by `scale` before its backward.
+
+        Where the sum of all tokens' errors over all processes exceeds `limit`, nothing is updated on any rank.
+        """
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -168,11 +182,17 @@ class Engine(ABC):
             self._clipped = ClippedStep(parameters, self.plan.groups, self.plan.clip)
             self.base_optimizer.register_step_pre_hook(self._clipped)
 
-    def _outcome(self, errors: Sequence[torch.Tensor]) -> StepOutcome:
+    def _step_loss(self, scale: float, limit: float | None) -> StepLoss:
+        plan = self.plan
+        return StepLoss(plan.token_loss, plan.terms, plan.groups, plan.micro_steps, scale, limit)
+
+    def _outcome(self, loss: StepLoss) -> StepOutcome:
         if self._clipped is not None:
-            return StepOutcome(self._clipped.norm, self._clipped.applied, tuple(errors))
-        norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
-        return StepOutcome(norm, not self.deepspeed.optimizer.overflow, tuple(errors))
+            norm, applied = self._clipped.norm, self._clipped.applied
+        else:
+            norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+            applied = not self.deepspeed.optimizer.overflow
+        return StepOutcome(norm, applied, tuple(loss.errors), tuple(loss.terms), loss.spike)
 
 
 class DataEngine(Engine):
@@ -190,17 +210,17 @@ class DataEngine(Engine):
         )
         self.module: nn.Module = self._engine.module
 
-    def update(self, batches: Sequence[MicroBatch], scale: float, learning_rate: float) -> StepOutcome:
+    def update(
+        self, batches: Sequence[MicroBatch], scale: float, learning_rate: float, limit: float | None = None
+    ) -> StepOutcome:
         """Forward and backward of each micro-batch in turn, then the update."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        errors: list[torch.Tensor] = []
+        loss = self._step_loss(scale, limit)
         for batch in batches:
-            error = self.plan.token_loss(self._engine(batch.pack), batch.target, batch.weight)
-            self._engine.backward(error.sum() * scale)
-            errors.append(error.detach())
+            self._engine.backward(loss.add(self._engine(batch.pack), batch.target, batch.weight, batch.labels))
             self._engine.step()
-        return self._outcome(errors)
+        return self._outcome(loss)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The module's own names."""

@@ -60,8 +60,7 @@ class PipeEngine(Engine):
         plan: EnginePlan,
     ) -> None:
         super().__init__(plan)
-        self._scale = 1.0
-        self._errors: list[torch.Tensor] = []
+        self._loss = self._step_loss(1.0, None)
         # the pipeline wants to know of the process group before the engine does
         load_deepspeed().init_distributed(verbose=False)
         module = self._module(build, num_blocks)
@@ -70,13 +69,15 @@ class PipeEngine(Engine):
         self._engine = initialize(model=module, optimizer=self.base_optimizer, config=plan.deepspeed_settings())
         self.module: nn.Module = self._engine.module
 
-    def update(self, batches: Sequence[MicroBatch], scale: float, learning_rate: float) -> StepOutcome:
+    def update(
+        self, batches: Sequence[MicroBatch], scale: float, learning_rate: float, limit: float | None = None
+    ) -> StepOutcome:
         """All micro-batches through the schedule, then the update."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._scale, self._errors = scale, []
+        self._loss = self._step_loss(scale, limit)
         self._engine.train_batch(data_iter=(_from_batch(batch) for batch in batches))
-        return self._outcome(self._errors)
+        return self._outcome(self._loss)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names without the stage's number and wrapping."""
@@ -98,20 +99,21 @@ class PipeEngine(Engine):
                     pipeline.layer_spec(PipeStage, build, part) for part in stage_parts(num_blocks, per_rank * mesh.pp)
                 ],
                 topology=pipeline.topology(num_pp=mesh.pp, num_mp=mesh.tp, num_dp=mesh.dp * mesh.cp),
-                loss_fn=self._loss,
+                loss_fn=self._add_to_loss,
                 partition_method="uniform",
                 activation_checkpoint_interval=0,
             )
         return stages
 
-    def _loss(self, prediction: torch.Tensor, labels: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        error = self.plan.token_loss(prediction, labels[0], labels[1])
-        self._errors.append(error.detach())
-        return error.sum() * self._scale
+    def _add_to_loss(self, prediction: torch.Tensor, labels: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """At the last stage, in the order of the micro-batches."""
+        target, weight, *others = labels
+        return self._loss.add(prediction, target, weight, others)
 
 
 def _from_batch(batch: MicroBatch) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    return tuple(getattr(batch.pack, name) for name in _BATCH_FIELDS), (batch.target, batch.weight)
+    """What the first stage takes in, and what the last one forms the loss with."""
+    return tuple(getattr(batch.pack, name) for name in _BATCH_FIELDS), (batch.target, batch.weight, *batch.labels)
 
 
 def _to_batch(inputs: tuple[torch.Tensor, ...]) -> PackedBatch:

@@ -19,8 +19,9 @@ FLOORS = {"fp32": 1e-4, "bf16": 5e-2}
 class Difference:
     """How far a layout is from one process, relative, at most over all steps.
 
-    `max_grad_rel` is the largest of ||g - g'|| / ||g'|| over parameters and steps, and `worst` the parameter that has
-    it; `max_param_rel` and `max_ema_rel` the same of weights and their average after the last step.
+    `loss_rel` is of the loss and of its further terms. `max_grad_rel` is the largest of ||g - g'|| / ||g'|| over
+    parameters and steps, and `worst` the parameter that has it; `max_param_rel` and `max_ema_rel` the same of weights
+    and their average after the last step.
     """
 
     layout: str
@@ -45,7 +46,9 @@ def compare(layout: str, oracle: Record, records: Sequence[Record], precision: s
     gradient, worst = _worst(oracle, records, "grad", floor)
     return Difference(
         layout=layout,
-        loss_rel=max(_series(oracle.losses, record.losses) for record in records),
+        loss_rel=max(
+            max(_series(oracle.losses, record.losses), _series(oracle.terms, record.terms)) for record in records
+        ),
         grad_norm_rel=max(_series(oracle.grad_norms, record.grad_norms) for record in records),
         max_grad_rel=gradient,
         worst=worst,
@@ -56,7 +59,7 @@ def compare(layout: str, oracle: Record, records: Sequence[Record], precision: s
 
 def _series(expected: Sequence[float], found: Sequence[float]) -> float:
     pairs = zip(expected, found, strict=True)
-    return max(abs(a - b) / abs(a) if b == b else float("inf") for a, b in pairs)
+    return max((abs(a - b) / max(abs(a), 1e-30) if b == b else float("inf") for a, b in pairs), default=0.0)
 
 
 def _worst(oracle: Record, records: Sequence[Record], kind: str, floor: float) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megavideo.config.schema.train import RecomputeConfig
 from megavideo.parity.spec import ParitySpec
@@ -36,6 +36,14 @@ zero1 dp2-zero1 dp2-zero2 dp2-zero3 tp2-sp-zero1 tp2-sp-dp2-zero3 cp2-ring-zero1
 cp4-2d-zero2 tp2-sp-cp2-ring-zero1 pp2-zero1 tp2-sp-pp2-zero1 tp2-sp-cp2-ring-pp2-zero1
 """
 
+_TERMS = """
+zero0 dp2-zero1 dp2-zero2 dp2-zero3 tp2 tp2-sp cp2-ring cp2-ulysses cp3-ring cp4-2d pp2 pp2-dualpipev tp2-sp-cp2-ring
+cp4-2d-pp2 tp2-sp-pp2-dp2-zero1 tp2-sp-cp2-ring-pp2-dualpipev-zero1
+"""
+
+# images have no differences between frames, which the further terms must bear too
+_WITH_TERMS = ParitySpec(loss_terms=("temporal_consistency", "motion_smoothness", "perceptual"))
+
 FULL = (
     Batch("fp32", ParitySpec(), tuple(_FP32.split())),
     Batch("bf16", ParitySpec(precision="bf16"), tuple(_BF16.split())),
@@ -56,6 +64,13 @@ FULL = (
         ParitySpec(recompute=RecomputeConfig(kind="selective", parts=("self_attention", "ffn"), layers=2)),
         ("tp2-sp-cp2-ring", "pp2-dp2-zero1", "dp2-zero3"),
     ),
+    Batch("loss terms", _WITH_TERMS, tuple(_TERMS.split())),
+    Batch("loss terms, images", replace(_WITH_TERMS, pack="images"), ("cp2-ring", "tp2-sp-pp2")),
+    Batch(
+        "loss terms, bf16",
+        replace(_WITH_TERMS, precision="bf16"),
+        ("dp2-zero1", "tp2-sp-cp2-ring-zero1", "pp2-zero1"),
+    ),
 )
 
 # a layout or two for each mechanism: what the default test run can afford
@@ -71,4 +86,8 @@ FAST = (
     ),
     Batch("bf16", ParitySpec(precision="bf16"), ("tp2-sp-cp2-ring-zero1", "dp2-zero3")),
     Batch("six heads, adaln_zero", ParitySpec(heads=6, modulation="adaln_zero"), ("cp4-ring", "tp2-sp-pp2")),
+    Batch(
+        "loss terms", replace(_WITH_TERMS, steps=2),
+        ("dp2-zero3", "tp2-sp", "cp2-ulysses", "cp4-2d", "cp2-ring-pp2"),
+    ),
 )  # fmt: skip

@@ -11,7 +11,8 @@ from megavideo.optim.build import build_optimizer
 from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.parallelize import fill_weights
 from megavideo.parallel.sharding import WHOLE
-from megavideo.parity.packs import start_value, step_input
+from megavideo.parity.packs import start_value, step_input, step_windows
+from megavideo.parity.plain_terms import plain_terms
 from megavideo.parity.record import Piece, Record
 from megavideo.parity.spec import ParitySpec
 from megavideo.train.step import squared_error
@@ -27,10 +28,12 @@ def run_oracle(spec: ParitySpec) -> Record:
     fill_weights(master, lambda name, shape: start_value(spec, name, shape))
     model = master if dtype == torch.float32 else DiT(spec.model, LocalLayers()).to(dtype)
     optimizer = build_optimizer(master, spec.optim)
-    losses, norms, pieces = [], [], []
+    losses, terms, norms, pieces = [], [], [], []
     for step in range(spec.steps):
         _copy(master, model)
-        losses.append(_accumulate(spec, step, master, model))
+        loss, *others = _accumulate(spec, step, master, model)
+        losses.append(loss)
+        terms += others
         gradients = [p.grad for p in master.parameters() if p.grad is not None]
         norms.append(float(torch.nn.utils.get_total_norm(gradients)))
         pieces += [_piece("grad", step, name, p.grad) for name, p in master.named_parameters() if p.grad is not None]
@@ -42,25 +45,30 @@ def run_oracle(spec: ParitySpec) -> Record:
     for name, parameter in master.named_parameters():
         pieces.append(_piece("weight", spec.steps, name, parameter))
         pieces.append(_piece("ema", spec.steps, name, optimizer.state[parameter]["ema"]))
-    return Record(tuple(losses), tuple(norms), tuple(pieces))
+    return Record(tuple(losses), tuple(norms), tuple(pieces), tuple(terms))
 
 
-def _accumulate(spec: ParitySpec, step: int, master: nn.Module, model: nn.Module) -> float:
-    """Gradients of one step into the master's; the loss."""
-    given = step_input(spec, step, 0, 1)
-    total = 0.0
+def _accumulate(spec: ParitySpec, step: int, master: nn.Module, model: nn.Module) -> list[float]:
+    """Gradients of one step into the master's; the loss and its further terms."""
+    given, windows = step_input(spec, step, 0, 1), step_windows(spec, step)
+    weights = {name: getattr(spec.diffusion.terms, name) for name in spec.loss_terms}
+    totals = [0.0] * (1 + len(weights))
     dtype = next(model.parameters()).dtype
-    for batch in given.batches:
-        batch = batch.to(torch.device("cpu"), dtype)
-        error = squared_error(model(batch.pack), batch.target, batch.weight)
-        total += float(error.detach().double().sum())
-        (error.sum() / given.loss_tokens).backward()
+    for exact in given.batches:
+        batch = exact.to(torch.device("cpu"), dtype)
+        prediction = model(batch.pack)
+        parts = {"error": squared_error(prediction, batch.target, batch.weight).sum()}
+        if weights:
+            parts |= plain_terms(spec, exact, prediction, windows)
+        totals = [total + float(part.detach()) for total, part in zip(totals, parts.values(), strict=True)]
+        loss = sum((weights.get(name, 1.0) * part for name, part in parts.items()), torch.zeros(()))
+        (loss / given.loss_tokens).backward()
         if model is not master:
             for kept, used in zip(master.parameters(), model.parameters(), strict=True):
                 if used.grad is not None:
                     kept.grad = used.grad.float() if kept.grad is None else kept.grad + used.grad.float()
                     used.grad = None
-    return total / given.loss_tokens
+    return [total / given.loss_tokens for total in totals]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from megavideo.diffusion.randomness import SampleKey
 from megavideo.parity.spec import ParitySpec
 from megavideo.train.feed import StepInput
 from megavideo.train.noising import TrainBatch, noise_pack, num_loss_tokens
+from megavideo.train.term_labels import Windows, choose_windows
 from megavideo.types import Grid, PackSegment
 
 _TEXT_TOKENS = 5  # of the longest caption; captions of a pack differ in length
@@ -21,16 +22,28 @@ _TEXT_TOKENS = 5  # of the longest caption; captions of a pack differ in length
 
 def step_input(spec: ParitySpec, step: int, dp_rank: int, dp: int) -> StepInput:
     """One data-parallel rank's share of a step."""
-    packs = [_segments(spec, step, number) for number in range(spec.packs_per_step)]
+    packs = _packs(spec, step)
     share = spec.packs_per_step // dp
     mine = packs[dp_rank * share : (dp_rank + 1) * share]
+    windows = step_windows(spec, step)
     return StepInput(
         step=step,
-        batches=tuple(_batch(spec, segments) for segments in mine),
+        batches=tuple(_batch(spec, segments, windows) for segments in mine),
         loss_tokens=num_loss_tokens(packs, spec.diffusion, spec.seed),
         tokens=sum(s.grid.num_tokens for pack in packs for s in pack),
         segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for pack in packs for s in pack),
     )
+
+
+def step_windows(spec: ParitySpec, step: int) -> Windows:
+    """What the perceptual term decodes of a step."""
+    packs = _packs(spec, step)
+    loss_tokens = num_loss_tokens(packs, spec.diffusion, spec.seed)
+    return choose_windows(packs, spec.diffusion, spec.model.patch[0], spec.seed, loss_tokens)
+
+
+def _packs(spec: ParitySpec, step: int) -> list[tuple[PackSegment, ...]]:
+    return [_segments(spec, step, number) for number in range(spec.packs_per_step)]
 
 
 def _segments(spec: ParitySpec, step: int, pack: int) -> tuple[PackSegment, ...]:
@@ -40,12 +53,12 @@ def _segments(spec: ParitySpec, step: int, pack: int) -> tuple[PackSegment, ...]
     )
 
 
-def _batch(spec: ParitySpec, segments: Sequence[PackSegment]) -> TrainBatch:
+def _batch(spec: ParitySpec, segments: Sequence[PackSegment], windows: Windows) -> TrainBatch:
     most = max(len(spec.grids(pack)) for pack in range(spec.packs_per_step)) + 1  # one segment stays unused
     limits = PackLimits(spec.tokens, most * _TEXT_TOKENS, most)
     samples = [_sample(spec, segment) for segment in segments]
     pack = assemble(segments, samples, spec.model.patch, limits)
-    return noise_pack(pack, segments, spec.diffusion, build_objective(spec.diffusion), spec.seed)
+    return noise_pack(pack, segments, spec.diffusion, build_objective(spec.diffusion), spec.seed, windows)
 
 
 def _sample(spec: ParitySpec, segment: PackSegment) -> LatentSample:

@@ -20,8 +20,10 @@ from megavideo.parallel.groups import Groups
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.parallel.parallelize import parallelize
 from megavideo.parity.packs import start_value, step_input
+from megavideo.parity.plain_terms import parity_autoencoder
 from megavideo.parity.record import Piece, Record
 from megavideo.parity.spec import ParitySpec
+from megavideo.train.loss_terms import build_loss_terms
 from megavideo.train.step import Trainer, squared_error
 
 
@@ -34,6 +36,7 @@ def run_process(spec: ParitySpec, layout_text: str, launch: Launch, counter: Cou
     trainer = Trainer(engine, mesh, launch.device, lambda step: rate(step=step))
     watch = _GradientWatch(engine)
     losses: list[float] = []
+    terms: list[float] = []
     norms: list[float] = []
     pieces: list[Piece] = []
     if counter is not None:
@@ -41,6 +44,7 @@ def run_process(spec: ParitySpec, layout_text: str, launch: Launch, counter: Cou
     for step in range(spec.steps):
         report, _ = trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp))
         losses.append(report.loss)
+        terms += report.terms.values()
         norms.append(report.grad_norm)
         pieces += watch.pieces(step, report.grad_norm, spec.optim.clip)
     sent_bytes = None if counter is None else counter.sent_bytes(mesh)
@@ -52,21 +56,24 @@ def run_process(spec: ParitySpec, layout_text: str, launch: Launch, counter: Cou
                     fragment.states[kind].clone(),
                 )
             )  # fmt: skip
-    return Record(tuple(losses), tuple(norms), tuple(pieces), sent_bytes)
+    return Record(tuple(losses), tuple(norms), tuple(pieces), tuple(terms), sent_bytes)
 
 
 def build_parity_engine(spec: ParitySpec, layout_text: str, launch: Launch) -> Engine:
     """The engine of a layout, through the production code."""
     layout = parse_layout(layout_text)
     mesh = ProcessMesh.of(layout, spec.heads, launch.rank, launch.world_size)
+    groups = Groups.of(mesh)
+    decode = parity_autoencoder(spec).decode_for_loss if "perceptual" in spec.loss_terms else None
     plan = EnginePlan(
         layout=layout,
         mesh=mesh,
-        groups=Groups.of(mesh),
+        groups=groups,
         dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
         micro_steps=spec.packs_per_step // mesh.dp,
         clip=spec.optim.clip,
         token_loss=squared_error,
+        terms=build_loss_terms(spec.diffusion.terms, spec.model.patch, mesh, groups, decode, launch.device),
     )
     return parallelize(
         lambda layers, part: DiT(spec.model, layers, part=part, recompute=spec.recompute),

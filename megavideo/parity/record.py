@@ -32,11 +32,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Record:
-    """One process's account."""
+    """One process's account: of each step its loss, its further terms one after another, and its gradient's norm."""
 
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
     pieces: tuple[Piece, ...]
+    terms: tuple[float, ...] = ()
     sent_bytes: dict[str, float] | None = None
     saved_bytes: int | None = None
 
@@ -47,7 +48,7 @@ class Record:
             {**asdict(piece), "values": None, "shard": asdict(piece.shard), "shape": list(piece.shape)}
             for piece in self.pieces
         ]
-        fields = {"losses": self.losses, "grad_norms": self.grad_norms, "pieces": rows,
+        fields = {"losses": self.losses, "grad_norms": self.grad_norms, "pieces": rows, "terms": self.terms,
                   "sent_bytes": self.sent_bytes, "saved_bytes": self.saved_bytes}  # fmt: skip
         path.with_suffix(".json").write_text(json.dumps(fields))
 
@@ -60,6 +61,7 @@ class Record:
             tuple(value["losses"]),
             tuple(value["grad_norms"]),
             tuple(_pieces(value["pieces"], tensors)),
+            tuple(value["terms"]),
             value["sent_bytes"],
             value["saved_bytes"],
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from megavideo.config.schema.data import DataConfig
 from megavideo.config.schema.diffusion import ConditionConfig, DiffusionConfig
+from megavideo.config.schema.loss_terms import LossTermsConfig
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.optim import OptimConfig
 from megavideo.config.schema.parity import ParityRun
@@ -22,12 +23,16 @@ _SHARES: dict[str, tuple[float, ...]] = {
     "halves": (0.5, 0.5),
 }
 _HEAD_DIM = 8
+# such that each term has a share of the gradient that no rounding hides
+_TERM_WEIGHTS = {"temporal_consistency": 0.5, "motion_smoothness": 0.3, "perceptual": 0.5}
 _OWN = re.compile(r"\d+x\d+x\d+(?:\+\d+x\d+x\d+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParitySpec(ParityRun):
-    """A parity run's settings, and what follows from them."""
+    """A parity run's settings, and what follows from them. `loss_terms` are those of the loss beside the error."""
+
+    loss_terms: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, run: ParityRun) -> ParitySpec:
@@ -46,7 +51,10 @@ class ParitySpec(ParityRun):
     @property
     def diffusion(self) -> DiffusionConfig:
         """Flow matching with clips that are partly given, so that tokens of one segment differ in their timestep."""
-        return DiffusionConfig(conditions=ConditionConfig(text=1.0, image_to_video=1.0, interpolation=1.0))
+        conditions = ConditionConfig(text=1.0, image_to_video=1.0, interpolation=1.0)
+        weights = {name: _TERM_WEIGHTS[name] for name in self.loss_terms}
+        terms = LossTermsConfig(**weights, perceptual_clips=3 if "perceptual" in weights else 1)
+        return DiffusionConfig(conditions=conditions, terms=terms)
 
     @property
     def optim(self) -> OptimConfig:

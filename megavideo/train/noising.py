@@ -18,19 +18,25 @@ from megavideo.config.schema.diffusion import DiffusionConfig
 from megavideo.data.shards import LatentSample
 from megavideo.diffusion.captions import choose_caption
 from megavideo.diffusion.conditions import draw_mask, drops_text
+from megavideo.diffusion.content import latent_gradient
 from megavideo.diffusion.objective import Objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import draw_level
+from megavideo.train.term_labels import TermLabels, Windows, has_terms, term_labels
 from megavideo.types import PackedBatch, PackSegment
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One micro-batch: the noised pack, target [N, P] and weight [N], which is zero for padding and given tokens."""
+    """One micro-batch: the noised pack, target [N, P] and weight [N], which is zero for padding and given tokens.
+
+    `terms` is there where the loss has further terms.
+    """
 
     pack: PackedBatch
     target: torch.Tensor
     weight: torch.Tensor
+    terms: TermLabels | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TrainBatch:
         """On a device, with the model's inputs in its precision."""
@@ -41,7 +47,8 @@ class TrainBatch:
         }
         pack = dataclasses.replace(self.pack, **tensors)
         pack = dataclasses.replace(pack, tokens=pack.tokens.to(dtype), text=pack.text.to(dtype))
-        return TrainBatch(pack, self.target.to(device, non_blocking=True), self.weight.to(device, non_blocking=True))
+        target, weight = (tensor.to(device, non_blocking=True) for tensor in (self.target, self.weight))
+        return TrainBatch(pack, target, weight, None if self.terms is None else self.terms.to(device))
 
 
 def choose_texts(segments: Sequence[PackSegment], samples: Sequence[LatentSample], seed: int) -> list[LatentSample]:
@@ -71,9 +78,17 @@ def drop_texts(
 
 
 def noise_pack(
-    pack: PackedBatch, segments: Sequence[PackSegment], config: DiffusionConfig, objective: Objective, seed: int
+    pack: PackedBatch,
+    segments: Sequence[PackSegment],
+    config: DiffusionConfig,
+    objective: Objective,
+    seed: int,
+    windows: Windows | None = None,
 ) -> TrainBatch:
-    """Noise each segment of a clean pack at its own level; tokens under its condition mask stay clean."""
+    """Noise each segment of a clean pack at its own level; tokens under its condition mask stay clean.
+
+    `windows` are those that `choose_windows` found for the step.
+    """
     tokens, timestep = pack.tokens.clone(), pack.timestep.clone()
     given = pack.condition_mask.clone()
     target, weight = torch.zeros_like(tokens), torch.zeros(tokens.shape[0])
@@ -82,7 +97,9 @@ def noise_pack(
         key = SampleKey(seed, segment.sample_id, segment.visit)
         place = slice(begin, begin + segment.grid.num_tokens)
         clean = pack.tokens[place]
-        noised = objective.noise(clean, key.normal("noise", tuple(clean.shape)), draw_level(config, key, segment.grid))
+        gradient = latent_gradient(clean, segment.grid) if config.shift_by_content else None
+        level = draw_level(config, key, segment.grid, gradient)
+        noised = objective.noise(clean, key.normal("noise", tuple(clean.shape)), level)
         mask = draw_mask(config.conditions, key, segment.grid)
         tokens[place] = torch.where(mask[:, None], clean, noised.noisy)
         target[place] = noised.target
@@ -91,7 +108,11 @@ def noise_pack(
         timestep[i] = noised.timestep
         begin = place.stop
     noised_pack = dataclasses.replace(pack, tokens=tokens, timestep=timestep, condition_mask=given)
-    return TrainBatch(noised_pack, target, weight)
+    if not has_terms(config.terms):
+        return TrainBatch(noised_pack, target, weight)
+    grids = [segment.grid for segment in segments]
+    labels = term_labels(pack, noised_pack, grids, objective, config.terms.max_level, windows or {})
+    return TrainBatch(noised_pack, target, weight, labels)
 
 
 def num_loss_tokens(packs: Sequence[Sequence[PackSegment]], config: DiffusionConfig, seed: int) -> int:

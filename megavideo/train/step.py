@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megavideo.parallel.engine import Engine, MicroBatch
+from megavideo.parallel.engine import Engine, MicroBatch, StepOutcome
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.train.feed import StepInput
 from megavideo.train.noising import TrainBatch
@@ -20,7 +20,8 @@ from megavideo.train.noising import TrainBatch
 class StepReport:
     """One global step: its loss over all ranks, the gradient norm before clipping and the learning rate.
 
-    `applied` is False where a non-finite loss or gradient made the step be skipped.
+    `applied` is False where a non-finite loss or gradient made the step be skipped, or, with `spike`, a loss over the
+    limit. `terms` has the further terms of the loss by name, without their weights; `loss` does not contain them.
     """
 
     step: int
@@ -28,6 +29,8 @@ class StepReport:
     grad_norm: float
     learning_rate: float
     applied: bool
+    spike: bool = False
+    terms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,24 +59,46 @@ class Trainer:
         self._rate = rate
         self.device = device
 
-    def step(self, given: StepInput) -> tuple[StepReport, list[Suspect]]:
-        """Train on this rank's packs; the suspects of all ranks are named where the step was skipped."""
+    def step(self, given: StepInput, limit: float | None = None) -> tuple[StepReport, list[Suspect]]:
+        """Train on this rank's packs; the suspects of all ranks are named where the step was skipped.
+
+        A step whose loss exceeds `limit` is skipped like one whose loss is not finite.
+        """
         rate = self._rate(given.step)
         # the engine takes the mean over ranks and packs; times their number it is the sum, and so over all tokens
         scale = self._mesh.loss_replicas * len(given.batches) / given.loss_tokens
-        outcome = self._engine.update([self._micro_batch(batch) for batch in given.batches], scale, rate)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for error in outcome.errors:
-            total += error.double().sum()
-        dist.all_reduce(total)
-        loss = float(total) / self._mesh.loss_copies / given.loss_tokens
-        report = StepReport(given.step, loss, outcome.grad_norm, rate, outcome.applied)
+        counted = self._mesh.loss_copies * given.loss_tokens
+        batches = [self._micro_batch(batch) for batch in given.batches]
+        outcome = self._engine.update(batches, scale, rate, None if limit is None else limit * counted)
+        error, spiked, *terms = self._over_ranks(outcome)
+        names = self._term_names()
+        report = StepReport(
+            given.step, error / counted, outcome.grad_norm, rate, outcome.applied, spiked > 0,
+            {name: value / counted for name, value in zip(names, terms, strict=True)},
+        )  # fmt: skip
         return report, [] if outcome.applied else self._suspects(given, outcome.errors)
+
+    def _over_ranks(self, outcome: StepOutcome) -> list[float]:
+        """Sums over all processes: errors, how many of them met a spike, and the further terms."""
+        total = torch.zeros(2 + len(self._term_names()), dtype=torch.float64, device=self.device)
+        for error in outcome.errors:
+            total[0] += error.double().sum()
+        total[1] += outcome.spike
+        for values in outcome.terms:
+            total[2:] += values
+        dist.all_reduce(total)
+        sums: list[float] = total.tolist()
+        return sums
+
+    def _term_names(self) -> list[str]:
+        terms = self._engine.plan.terms
+        return [] if terms is None else list(terms.weights)
 
     def _micro_batch(self, batch: TrainBatch) -> MicroBatch:
         own = self._mesh.own_tokens(batch.target.shape[0])
         batch = batch.to(self.device, self._engine.dtype)
-        return MicroBatch(batch.pack, batch.target[own], batch.weight[own])
+        labels = () if batch.terms is None else batch.terms.tensors()
+        return MicroBatch(batch.pack, batch.target[own], batch.weight[own], labels)
 
     def _suspects(self, given: StepInput, errors: Sequence[torch.Tensor]) -> list[Suspect]:
         """Segments with a non-finite error, from all ranks; every segment where the errors were finite."""

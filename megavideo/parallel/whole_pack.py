@@ -1,0 +1,26 @@
+"""What the ranks have of a pack's tokens, brought together on each of them.
+
+Shape legend: N tokens of the pack, n own tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from megavideo.parallel.collectives import gather
+from megavideo.parallel.groups import Groups
+from megavideo.parallel.mesh import ProcessMesh
+
+
+def whole_pack(own: torch.Tensor, mesh: ProcessMesh, groups: Groups) -> torch.Tensor:
+    """Values [n, ...] of own tokens to those [N, ...] of all, on every rank that shares the pack's tokens.
+
+    Each rank may use any of them: gradients are summed back to the owner's. Ranks that hold the same tokens (tp without
+    sp) make the same use of them, and nothing passes between them.
+    """
+    # the runs lie tp fastest, then ulysses, then ring: `ProcessMesh.own_tokens`
+    axes = ((mesh.tp if mesh.sp else 1, groups.tp), (mesh.ulysses, groups.ulysses), (mesh.ring, groups.ring))
+    for size, group in axes:
+        if size > 1:
+            own = gather(own, group)
+    return own
