@@ -102,26 +102,38 @@ def family_of(field: str, folder: PretrainedFolder, kind: str | None = None) -> 
 
 
 def load_weights(field: str, folder: PretrainedFolder, family: Family, dtype: torch.dtype) -> Any:
-    """The model of diffusers, on the CPU; ConfigError where its files cannot be used."""
+    """The model of diffusers, on the CPU; ConfigError where its files cannot be used.
+
+    It takes a clip as a whole: by itself HunyuanVideo's class cuts one of more than 16 frames into windows and fades
+    them into each other.
+    """
     import diffusers
 
     try:
-        return getattr(diffusers, family.class_name).from_pretrained(
+        model = getattr(diffusers, family.class_name).from_pretrained(
             str(folder.path), use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=False
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ConfigError(
             field, str(folder.path), f"diffusers cannot load it: {error}", "check the folder's files"
         ) from error
+    model.use_framewise_encoding = model.use_framewise_decoding = False
+    return model
 
 
 def decode_raw(model: Any, family: Family, latent: torch.Tensor) -> torch.Tensor:
     """Video [B, 3, T, H, W], by the class's own method, of raw latents [B, C, t, h, w]."""
     # LTX models that were trained with noise are told that there is none.
     noise = {"temb": torch.zeros(1).to(latent)} if model.config.get("timestep_conditioning") else {}
-    video: torch.Tensor = model.decode(latent, **noise).sample
-    # CogVideoX makes four frames of the first latent one where their number is even; the last of them is its frame.
-    return video[:, :, -(1 + (latent.shape[2] - 1) * family.ratios(model.config)[0]) :]
+    return own_frames(model.decode(latent, **noise).sample, latent.shape[2], family.ratios(model.config)[0])
+
+
+def own_frames(video: torch.Tensor, latent_frames: int, time_ratio: int) -> torch.Tensor:
+    """The frames of `video` [B, 3, T, H, W] that a latent stands for.
+
+    CogVideoX makes four frames of the first latent one where their number is even; the last of them is its frame.
+    """
+    return video[:, :, -(1 + (latent_frames - 1) * time_ratio) :]
 
 
 def given_statistics(config: Mapping[str, Any], model: Any, channels: int) -> LatentStatistics | None:

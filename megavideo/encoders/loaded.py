@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 
 from megavideo.data.storage import write_file
 from megavideo.encoders.autoencoder import FitVideos, check_video
-from megavideo.encoders.blend_tiles import in_blended_tiles
 from megavideo.encoders.families import LatentStatistics, decode_raw, family_of, given_statistics, load_weights
 from megavideo.encoders.pretrained import PretrainedFolder, compute_device, open_pretrained, reopen_pretrained
-from megavideo.encoders.wan_tiles import GROUP_FRAMES, WanTiles
+from megavideo.encoders.tiles.layerwise import LayerwiseAutoencoder
+from megavideo.encoders.tiles.wan import GROUP_FRAMES, WanTiles
 from megavideo.errors import ConfigError, DataError
 
 _FIELD = "autoencoder.path"
@@ -30,9 +30,9 @@ _WINDOW_GROUPS = 4
 class LoadedAutoencoder:
     """A class of diffusers behind the protocol of `VideoAutoencoder`. Encoding takes the posterior's mode.
 
-    `tile` is the side in pixels of the squares in which pictures are worked on. With `AutoencoderKLWan` they give what
-    the whole gives. Tiles of the other classes are faded into each other: these normalise over the whole picture, or
-    see very far, and the result is near the whole one only.
+    `tile` is the side in pixels of the squares in which pictures are worked on, a few frames at a time; they give what
+    the whole gives. `AutoencoderKLWan` goes from one group of frames to the next, in memory that the length does not
+    change. The others go from layer to layer, and of a longer clip only the host holds more (`tiles/layerwise.py`).
     """
 
     def __init__(
@@ -53,8 +53,11 @@ class LoadedAutoencoder:
         self._model = model.eval().requires_grad_(False).to(self.device)
         self.statistics = statistics or given_statistics(folder.config, self._model, self.latent_channels)
         self._tiles: WanTiles | None = None
+        self._layerwise: LayerwiseAutoencoder | None = None
         if kind == "wan":
             self._tiles = WanTiles(self._model, tile // self.space_ratio if tile else None)
+        elif tile is not None:
+            self._layerwise = LayerwiseAutoencoder(family, self._model, tile)
 
     @torch.no_grad()
     def encode(self, video: torch.Tensor) -> torch.Tensor:
@@ -66,8 +69,11 @@ class LoadedAutoencoder:
             # tiles of a video that is there as a whole need not be kept from window to window
             edges = edges if self.tile is None else [0, frames]
             return torch.cat(list(self.encode_windows(video[:, a:b] for a, b in pairwise(edges))), dim=1)
-        raw = self._in_tiles(self._to_device(video), (self.space_ratio, 1), self._encode_whole)
-        return self._standardised(raw[0].float().cpu())
+        if self._layerwise is None or self._layerwise.fits(*video.shape[1:]):
+            moments = self._model.encode(self._to_device(video)).latent_dist.parameters
+        else:
+            moments = self._layerwise.encode(video[None])
+        return self._standardised(moments.chunk(2, dim=1)[0][0].float().cpu())
 
     @torch.no_grad()
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
@@ -75,14 +81,22 @@ class LoadedAutoencoder:
         if self._tiles is not None:
             groups = latent.shape[1] if self.tile else _WINDOW_GROUPS
             return torch.cat(list(self.decode_windows(latent.split(groups, dim=1))), dim=1)
-        video = self._in_tiles(self._to_device(self._raw(latent)), (1, self.space_ratio), self._decode_whole)
+        raw = self._raw(latent)
+        if self._layerwise is None or self._layerwise.fits(*self._video_size(latent)):
+            video = decode_raw(self._model, self._family, self._to_device(raw))
+        else:
+            video = self._layerwise.decode(raw[None])
         return video[0].float().cpu().clamp(-1.0, 1.0)
 
     def decode_for_loss(self, latent: torch.Tensor) -> torch.Tensor:
         """`decode` with gradients and, of kind `wan`, unclamped; whole, whatever `tile` says, on the model's device."""
         raw = self._to_device(self._raw(latent))
         # the method of diffusers clamps what Wan decodes
-        whole = WanTiles(self._model, None).decode([raw]) if self.kind == "wan" else [self._decode_whole(raw)]
+        whole = (
+            WanTiles(self._model, None).decode([raw])
+            if self.kind == "wan"
+            else [decode_raw(self._model, self._family, raw)]
+        )
         return torch.cat(list(whole), dim=2)[0].float()
 
     @torch.no_grad()
@@ -133,20 +147,10 @@ class LoadedAutoencoder:
         self.statistics = LatentStatistics(torch.zeros(channels), torch.ones(channels))
         self.statistics = channel_statistics(self.encode(video) for video in fit_videos(_CALIBRATION_CLIPS))
 
-    def _in_tiles(
-        self, x: torch.Tensor, scale: tuple[int, int], work: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        cells = self.tile // self.space_ratio if self.tile else None
-        if cells is None or max(x.shape[3:]) <= cells * scale[0]:
-            return work(x)
-        return in_blended_tiles(x, cells, max(2, cells // 2), scale, work)
-
-    def _encode_whole(self, video: torch.Tensor) -> torch.Tensor:
-        latent: torch.Tensor = self._model.encode(video).latent_dist.mode()
-        return latent
-
-    def _decode_whole(self, raw: torch.Tensor) -> torch.Tensor:
-        return decode_raw(self._model, self._family, raw)
+    def _video_size(self, latent: torch.Tensor) -> tuple[int, int, int]:
+        """Frames and sides of the video of a latent [C, t, h, w]."""
+        _, frames, height, width = latent.shape
+        return 1 + (frames - 1) * self.time_ratio, height * self.space_ratio, width * self.space_ratio
 
     def _standardised(self, raw: torch.Tensor) -> torch.Tensor:
         statistics = self._statistics()
@@ -166,7 +170,7 @@ class LoadedAutoencoder:
     def _cached(self) -> WanTiles:
         if self._tiles is None:
             rule = "of the classes of diffusers only AutoencoderKLWan goes on from a cache of features"
-            raise ConfigError("autoencoder", self.kind, rule, "encode shorter clips, or take autoencoder=wan")
+            raise ConfigError("autoencoder", self.kind, rule, "encode clips as a whole, or take autoencoder=wan")
         return self._tiles
 
 

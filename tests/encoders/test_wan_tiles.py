@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from megavideo.encoders.wan_tiles import WanTiles
+from megavideo.encoders.tiles.wan import WanTiles
 from megavideo.errors import ConfigError
 
 PLAIN = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
