@@ -38,6 +38,31 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def faults(self) -> Path:
+        """What went wrong, JSONL."""
+        return self.root / "faults.jsonl"
+
+    @property
+    def stages(self) -> Path:
+        """When stages began and ended, JSONL."""
+        return self.root / "stages.jsonl"
+
+    @property
+    def validation(self) -> Path:
+        """Losses on clips that are not trained on, JSONL."""
+        return self.root / "validation.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of samples drawn during training: step_XXXXXXXX/NN.mp4 beside prompts.json."""
+        return self.root / "samples"
+
+    @property
+    def report(self) -> Path:
+        """The page of `megavideo report`."""
+        return self.root / "report.html"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.root / "checkpoints"

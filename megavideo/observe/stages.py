@@ -6,7 +6,7 @@ Steps are counted as in metrics.jsonl, over all stages together and from 1: a st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from megavideo.observe.rows import append_row, drop_rows, read_rows
 
 @dataclass(frozen=True)
 class StageRow:
-    """Stage `number` (from 1) `of` so many; `last_step` is None while it runs, `steps` how many are planned."""
+    """Stage `number` (from 1) `of` so many; `last_step` is None while it runs, `steps` how many are planned.
+
+    A run without a curriculum is one stage without a name.
+    """
 
     name: str
     number: int
@@ -82,6 +85,43 @@ def merge_stages(rows: Iterable[Mapping[str, Any]]) -> list[StageRow]:
                 str(row.get("layout") or ""),
             )
     return [stages[first] for first in sorted(stages)]
+
+
+def has_ended(stages: Sequence[StageRow]) -> bool:
+    """Whether the last of all stages is over."""
+    return bool(stages) and _is_last(stages[-1]) and stages[-1].last_step is not None
+
+
+def planned_steps(settings: Mapping[str, Any], stages: Sequence[StageRow]) -> int | None:
+    """Steps of the whole run: of all stages of its curriculum, or `train.steps`; None where that is not known."""
+    begun = {stage.name: stage for stage in stages}
+    curriculum = settings.get("stages") or {}
+    if curriculum and isinstance(curriculum, Mapping):
+        lengths = [_stage_steps(begun.get(name), own, settings) for name, own in curriculum.items()]
+        return sum(lengths) if all(lengths) else None
+    if stages and stages[-1].steps:
+        newest = stages[-1]
+        return newest.first_step - 1 + newest.steps if _is_last(newest) else None
+    return _steps_in(settings)
+
+
+def _stage_steps(begun: StageRow | None, own: Any, settings: Mapping[str, Any]) -> int:
+    """Steps that a stage took, or is to take; 0 where that is not known."""
+    if begun is not None and begun.last_step is not None:
+        return begun.last_step - begun.first_step + 1
+    if begun is not None and begun.steps:
+        return begun.steps
+    return (_steps_in(own) if isinstance(own, Mapping) else None) or _steps_in(settings) or 0
+
+
+def _is_last(stage: StageRow) -> bool:
+    return stage.number >= stage.of or not stage.name
+
+
+def _steps_in(settings: Mapping[str, Any]) -> int | None:
+    loop = settings.get("train")
+    steps = loop.get("steps") if isinstance(loop, Mapping) else None
+    return steps if isinstance(steps, int) else None
 
 
 def _whole(value: Any, otherwise: int) -> int:
