@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from megavideo.errors import ConfigError
 
-_TIMEOUT = timedelta(minutes=10)
+DEFAULT_TIMEOUT = timedelta(minutes=10)
+_STORE_TIMEOUT = timedelta(seconds=5)
 _DEFAULT_PORT = 29_500
 
 
@@ -79,9 +80,36 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def own_store(prefix: str) -> dist.Store | None:
+    """A connection to the store in which the process group met, for one user: keys begin with `prefix`.
+
+    None for a process alone. A call gives up after 5 s with a RuntimeError where a key is missing, and hangs where the
+    machine of rank 0 does; calls over the group's own connection hold a lock while they wait.
+    """
+    if dist.get_world_size() == 1:
+        return None
+    own = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # torch's stub lacks it
+    store = dist.PrefixStore(prefix, own)
+    store.set_timeout(_STORE_TIMEOUT)
+    return store
+
+
+def _end_hung_collectives(environment: MutableMapping[str, str], timeout: timedelta) -> None:
+    """Have torch end a process whose NCCL collective takes longer than the timeout, or whose CUDA calls hang in it.
+
+    Names and meanings are those of ProcessGroupNCCL.hpp in torch 2.11; what the user has set stays.
+    """
+    environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")  # end the process, without a call that may hang
+    environment.setdefault("TORCH_NCCL_ENABLE_MONITORING", "1")  # and where the thread that would do so hangs itself
+    environment.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(min(480, int(timeout.total_seconds()))))
+
+
 @contextmanager
-def process_group() -> Iterator[Launch]:
-    """The process group for the duration of a block: nccl with GPUs, else gloo; always taken down at the end."""
+def process_group(timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Launch]:
+    """The process group for the duration of a block: nccl with GPUs, else gloo; always taken down at the end.
+
+    `timeout` is how long ranks wait for each other at the start, and a collective before it fails.
+    """
     rank, local_rank, world_size = read_launch(os.environ)
     has_gpu = torch.cuda.is_available()
     if not has_gpu:
@@ -92,7 +120,8 @@ def process_group() -> Iterator[Launch]:
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
+        _end_hung_collectives(os.environ, timeout)
+    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timeout)
     logging.getLogger(__name__).info("processes: %d, device: %s", world_size, device.type)
     try:
         yield Launch(rank, local_rank, world_size, device)
