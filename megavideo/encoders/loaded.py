@@ -105,13 +105,13 @@ class LoadedAutoencoder:
 
         The first window has 1 + 4n frames and the others 4n; memory does not grow with their number.
         """
-        for moments in self._cached().encode(self._to_device(window) for window in windows):
+        for moments in self._cached().encode(window[None].to(self._dtype) for window in windows):
             yield self._standardised(moments.chunk(2, dim=1)[0][0].float().cpu())
 
     @torch.no_grad()
     def decode_windows(self, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Videos [3, T, H, W] of the windows [C, n, h, w] of one latent of any length, in order; kind `wan` only."""
-        for video in self._cached().decode(self._to_device(self._raw(latent)) for latent in latents):
+        for video in self._cached().decode(self._raw(latent)[None].to(self._dtype) for latent in latents):
             yield video[0].float().cpu().clamp(-1.0, 1.0)
 
     def save(self, folder: Path) -> None:

@@ -99,11 +99,12 @@ class WanTiles:
             lengths = _chunks(x.shape[2], ends[0])
             work = (self._encode_fine, fine, self._encode_margin)
             features = self._in_tiles(x, lengths, work, ends, (self._scale, 1))
-            moments = [
-                self._encode_coarse.run(features[:, :, i : i + 1].to(self._device), coarse, ends[0] and i == 0)
-                for i in range(features.shape[2])
-            ]
-            yield self._model.quant_conv(torch.cat(moments, 2))
+            moments = []
+            for i in range(features.shape[2]):
+                feature = features[:, :, i : i + 1].to(self._device)
+                found = self._encode_coarse.run(feature, coarse, ends[0] and i == 0)
+                moments.append(self._at_rest(self._model.quant_conv(found)))
+            yield torch.cat(moments, 2)
 
     def decode(self, windows: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Video [B, 3, T, H, W] of windows [B, C, t, h, w] of one raw latent, in order."""
@@ -112,15 +113,18 @@ class WanTiles:
         fine: dict[int, _Cache] = {}
         coarse = self._decode_coarse.new_cache()
         for window, ends in _with_ends(windows):
-            z = self._model.post_quant_conv(window.to(self._device))
-            features = [
-                self._decode_coarse.run(z[:, :, i : i + 1], coarse, ends[0] and i == 0) for i in range(z.shape[2])
-            ]
-            # what waits for its tile waits in host memory
-            x = torch.cat(features if self._tile is None else [feature.cpu() for feature in features], 2)
+            features = []
+            for i in range(window.shape[2]):
+                z = self._model.post_quant_conv(window[:, :, i : i + 1].to(self._device))
+                features.append(self._at_rest(self._decode_coarse.run(z, coarse, ends[0] and i == 0)))
+            x = torch.cat(features, 2)
             work = (self._decode_fine, fine, self._decode_margin)
             video = self._in_tiles(x, [1] * x.shape[2], work, ends, (1, self._scale))
             yield unpatchify(video, self._patch)
+
+    def _at_rest(self, x: torch.Tensor) -> torch.Tensor:
+        """With tiles, what waits for its tile or for its end waits in host memory."""
+        return x if self._tile is None else x.cpu()
 
     @property
     def _device(self) -> torch.device:
@@ -150,14 +154,13 @@ class WanTiles:
             cache = caches.pop(number, None) or part.new_cache()
             _move(cache, self._device)
             inside = x[..., row.low * before : row.high * before, column.low * before : column.high * before]
-            done = self._in_time(part, cache, inside.to(self._device), lengths, ends[0])
+            done = self._in_time(part, cache, inside, lengths, ends[0])
             if not ends[1]:
                 # Between windows a tile's features wait in host memory.
                 _move(cache, torch.device("cpu") if many else self._device)
                 caches[number] = cache
             if not many:
                 return done
-            done = done.cpu()
             if whole is None:
                 whole = torch.empty(*done.shape[:3], latent_height * after, latent_width * after, dtype=done.dtype)
             top, left = (row.begin - row.low) * after, (column.begin - column.low) * after
@@ -172,7 +175,8 @@ class WanTiles:
     ) -> torch.Tensor:
         done, begin = [], 0
         for length in lengths:
-            done.append(part.run(x[:, :, begin : begin + length], cache, first and begin == 0))
+            frames = x[:, :, begin : begin + length].to(self._device)
+            done.append(self._at_rest(part.run(frames, cache, first and begin == 0)))
             begin += length
         return torch.cat(done, 2)
 
