@@ -13,7 +13,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megavideo.checkpoint.manifest import FragmentEntry, Manifest, file_digest, list_checkpoints, read_manifest
+from megavideo.checkpoint.manifest import (
+    DamagedError,
+    FragmentEntry,
+    Manifest,
+    file_digest,
+    list_checkpoints,
+    read_manifest,
+)
 from megavideo.errors import CheckpointError
 from megavideo.parallel.fragments import WEIGHT, Fragment
 from megavideo.parallel.sharding import WHOLE, Shard
@@ -26,7 +33,7 @@ _CHUNK, _MAX_UNIT = 1 << 20, 4096
 class CheckpointReader:
     """Ranges of states of a checkpoint. Each file is verified when it is first read from.
 
-    Raises CheckpointError naming the file that is missing or damaged.
+    Raises DamagedError naming the file that is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,6 +83,19 @@ class CheckpointReader:
         for state, values in fragment.states.items():
             values.copy_(self.read(state, fragment.name, fragment.shard, fragment.start, fragment.numel))
         fragment.steps.fill_(self.manifest.optimizer_steps)
+
+    def fill_weights(self, fragment: Fragment) -> None:
+        """Put the saved weight and average, where none was saved the weight, into live states as before any update."""
+        self._check(fragment.name, fragment.shape)
+        average = EMA if EMA in self.manifest.states else WEIGHT
+        saved_as = {WEIGHT: WEIGHT, EMA: average}
+        for state, values in fragment.states.items():
+            if state in saved_as:
+                given = self.read(saved_as[state], fragment.name, fragment.shard, fragment.start, fragment.numel)
+                values.copy_(given)
+            else:
+                values.zero_()
+        fragment.steps.zero_()
 
     def fill_parameters(self, parameters: Iterable[tuple[str, torch.Tensor, Shard]]) -> None:
         """Put the saved weights into the parts of parameters that a rank holds, in their own precision.
@@ -162,11 +182,11 @@ class CheckpointReader:
             actual = file_digest(path)
         except OSError as error:
             reason = f"cannot be read ({error.strerror}). Remedy: use another checkpoint"
-            raise CheckpointError(f"{path}: {reason}") from error
+            raise DamagedError(f"{path}: {reason}") from error
         if actual != expected:
-            raise CheckpointError(
-                f"{path}: damaged: its xxh64 is {actual}, the manifest says {expected}. Remedy: move this folder away; "
-                "the run then goes on from the checkpoint before it"
+            raise DamagedError(
+                f"{path}: damaged: its xxh64 is {actual}, the manifest says {expected}. Remedy: use another "
+                "checkpoint; a run goes on from the one before it by itself"
             )
 
     def _opened(self, file: str) -> safe_open:
@@ -175,7 +195,7 @@ class CheckpointReader:
             try:
                 self._handles[file] = safe_open(self.folder / file, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{self.folder / file}: cannot be read ({error})") from error
+                raise DamagedError(f"{self.folder / file}: cannot be read ({error})") from error
         return self._handles[file]
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from megavideo.checkpoint import write as write_module
 from megavideo.checkpoint.manifest import list_checkpoints
 from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
 from megavideo.checkpoint.write import Header, write_checkpoint
@@ -82,7 +81,15 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "step_00000003").name == "step_00000003"
 
 
-@pytest.mark.parametrize("where", ["save_file", "_write_flushed", "_flush_folder", "_prepare"])
+PLACES = (
+    "folder_place.write_tensors",
+    "save_job.manifest_of",
+    "folder_place.flush_folder",
+    "save_job.RankPart.to_json",
+)
+
+
+@pytest.mark.parametrize("where", PLACES)
 def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     save(tmp_path, 1)
 
@@ -90,11 +97,10 @@ def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(write_module, where, fail)
+        patched.setattr(f"megavideo.checkpoint.{where}", fail)
         with pytest.raises(CheckpointError, match=r"step_00000002: not saved.*rank 0: OSError: disk full.*Remedy"):
             save(tmp_path, 2)
-    if where != "_flush_folder":  # there it had its name already
-        assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001"]
     CheckpointReader(find_checkpoint(tmp_path)).verify()
     save(tmp_path, 3)
     assert not list(tmp_path.glob(".*"))
@@ -150,7 +156,7 @@ def test_other_places(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 7}))
-    with pytest.raises(CheckpointError, match="format 7; this version reads 1 and 2"):
+    with pytest.raises(CheckpointError, match="format 7; this version reads 1, 2, 3"):
         CheckpointReader(folder)
 
 

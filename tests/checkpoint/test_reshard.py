@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from megavideo.checkpoint import read as read_module
-from megavideo.checkpoint import write as write_module
-from megavideo.checkpoint.manifest import FragmentEntry, read_manifest
+from megavideo.checkpoint.folder_place import FolderPlace
+from megavideo.checkpoint.manifest import DamagedError, FragmentEntry, Header, parse_manifest, read_manifest
+from megavideo.checkpoint.place import SaveId
+from megavideo.checkpoint.rank_part import RankPart, manifest_of
 from megavideo.checkpoint.read import CheckpointReader
-from megavideo.checkpoint.write import Header
+from megavideo.checkpoint.snapshot import Snapshot
 from megavideo.errors import CheckpointError
 from megavideo.parallel.fragments import Fragment
 from megavideo.parallel.sharding import WHOLE, Shard
@@ -56,11 +58,13 @@ def part_of(name: str, index: int, count: int, ranges: list[tuple[int, int]] | N
 
 def save_ranks(folder: Path, ranks: list[list[Fragment]]) -> Path:
     """What ranks with these fragments write together, without their processes."""
-    working, final = folder / "working", folder / "step_00000004"
-    working.mkdir()
-    parts = [write_module._write_rank(working, rank, fragments) for rank, fragments in enumerate(ranks)]
-    write_module._publish(working, final, Header(4, "tp2", "name: x\n"), parts)
-    return final
+    place, save, parts = FolderPlace(folder), SaveId(4, "test", 0), []
+    place.begin(save)
+    for rank, fragments in enumerate(ranks):
+        state = Snapshot().take(fragments)
+        parts.append(RankPart(tuple(place.write(save, rank, state)), state.steps, state.shapes))
+    place.publish(save, manifest_of(Header(4, "tp2", "name: x\n"), parts))
+    return folder / save.name
 
 
 def save_tp(folder: Path, tp: int, names: tuple[str, ...] = tuple(PARAMETERS), pieces: int = 1) -> Path:
@@ -193,11 +197,13 @@ def test_a_checkpoint_without_shards_is_of_whole_parameters(tmp_path: Path) -> N
     folder = save_tp(tmp_path, 1, pieces=2)
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
+    for key in ("digest", "progress", "validation_loss", "stage_end"):
+        del manifest[key]
     for file in manifest["files"]:
         for fragment in file["fragments"]:
             del fragment["shard"]
-    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged \(KeyError\('shard'\)\)"):
-        path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(DamagedError, match=r"manifest\.json: damaged \(KeyError\('shard'\)\)"):
         CheckpointReader(folder)
     path.write_text(json.dumps(manifest | {"format": 1}))
     reader = CheckpointReader(folder)
@@ -209,12 +215,22 @@ def test_a_checkpoint_without_shards_is_of_whole_parameters(tmp_path: Path) -> N
 
 
 def test_a_shard_that_does_not_fit_its_parameter_is_told(tmp_path: Path) -> None:
-    path = save_tp(tmp_path, 2) / "manifest.json"
-    text = path.read_text()
+    manifest = json.loads((save_tp(tmp_path, 2) / "manifest.json").read_text())
+    text = json.dumps({key: value for key, value in manifest.items() if key != "digest"} | {"format": 2})
     for old, new in (('"count": 2', '"count": 5'), ('"blocks": 3', '"blocks": 0'), ('"dim": 1', '"dim": 2')):
         assert old in text
-        path.write_text(text.replace(old, new))
-        with pytest.raises(CheckpointError, match=r"manifest\.json: damaged .*Shard\(.*which is \("):
+        with pytest.raises(DamagedError, match=r"here: damaged .*Shard\(.*which is \("):
+            parse_manifest(text.replace(old, new), "here")
+
+
+def test_a_changed_manifest_is_told(tmp_path: Path) -> None:
+    path = save_tp(tmp_path, 2) / "manifest.json"
+    text = path.read_text()
+    assert read_manifest(path.parent).step == 4
+    for old, new in (('"step": 4', '"step": 5'), ('"start": 0', '"start": 1'), ("name: x", "name: y")):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(DamagedError, match="its text is not what was written"):
             read_manifest(path.parent)
 
 

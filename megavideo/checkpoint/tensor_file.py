@@ -1,0 +1,83 @@
+"""Safetensors files written from one buffer, hashed on the way: no copy of the tensors and no second read of the file.
+
+A file is the header's length (8 bytes, little endian), the header (JSON: for each key its dtype, shape and bytes), and
+the tensors without gaps: https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import xxhash
+
+from megavideo.checkpoint.manifest import FileEntry
+from megavideo.checkpoint.snapshot import SavedTensor
+
+_CHUNK_BYTES = 4 << 20  # stays in the processor's cache between the hash and the write
+_ALIGNMENT = 8
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def write_tensors(path: Path, tensors: Sequence[SavedTensor], buffer: torch.Tensor) -> FileEntry:
+    """Write tensors that lie together in `buffer` (uint8) to `path`, and flush it to disk.
+
+    Raises OSError where the disk refuses; what was written of the file is then gone.
+    """
+    try:
+        with path.open("wb", buffering=0) as file:
+            entry = _through(tensors, buffer, path.name, lambda chunk: _write_all(file.fileno(), chunk))
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)  # room for the note that tells of it
+        raise
+    return entry
+
+
+def tensor_bytes(name: str, tensors: Sequence[SavedTensor], buffer: torch.Tensor) -> tuple[FileEntry, bytes]:
+    """The entry and content of the file called `name`, for a store that takes it as a whole."""
+    content = bytearray()
+    return _through(tensors, buffer, name, content.extend), bytes(content)
+
+
+def _through(
+    tensors: Sequence[SavedTensor], buffer: torch.Tensor, name: str, take: Callable[[bytes | memoryview], object]
+) -> FileEntry:
+    digest, size = xxhash.xxh64(), 0
+    for chunk in _chunks(tensors, buffer):
+        digest.update(chunk)
+        take(chunk)
+        size += len(chunk)
+    return FileEntry(name, size, digest.hexdigest(), tuple(tensor.entry for tensor in tensors))
+
+
+def _chunks(tensors: Sequence[SavedTensor], buffer: torch.Tensor) -> Iterator[bytes | memoryview]:
+    first, last = tensors[0].begin, tensors[-1].end
+    yield _header(tensors)
+    data = buffer.numpy().data[first:last]
+    for begin in range(0, len(data), _CHUNK_BYTES):
+        yield data[begin : begin + _CHUNK_BYTES]
+
+
+def _header(tensors: Sequence[SavedTensor]) -> bytes:
+    first = tensors[0].begin
+    rows = {
+        tensor.entry.key: {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": [tensor.entry.numel],
+            "data_offsets": [tensor.begin - first, tensor.end - first],
+        }
+        for tensor in tensors
+    }
+    text = json.dumps(rows, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
