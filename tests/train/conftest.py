@@ -118,7 +118,7 @@ def _other_noise(place: Place, name: str, layout: str, rank: int, call: int = 1)
 def _failing(place: Place, name: str, where: str, rank: int) -> list[Case]:
     """A run whose second save fails on one rank, and the same command again."""
     words = place.words(name, layout="dp2-zero1", checkpoint__every=2)
-    return [Case(words, Failure(f"megavideo.checkpoint.write.{where}", rank, 2)), Case(words)]
+    return [Case(words, Failure(f"megavideo.checkpoint.{where}", rank, 2)), Case(words)]
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +150,11 @@ def on_two(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "hopeless_zero1": Case(_hopeless(place, "hopeless_zero1", "dp2-zero1")),
         "torn": Case(place.words("torn", "torn", layout="dp2-zero1")),
     }
-    for name, where, rank in (("file", "save_file", 1), ("folder", "_prepare", 0), ("manifest", "_write_flushed", 0)):
+    for name, where, rank in (
+        ("file", "folder_place.write_tensors", 1),
+        ("folder", "folder_place.FolderPlace.begin", 0),
+        ("manifest", "save_job.manifest_of", 0),
+    ):
         cases[f"{name}_fails"], cases[f"{name}_fails again"] = _failing(place, f"{name}_fails", where, rank)
     outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("on_two"), processes=2)
     return dict(zip(cases, outcomes, strict=True))
