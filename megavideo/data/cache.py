@@ -22,7 +22,7 @@ from typing import BinaryIO
 from megavideo.data.files import TEMPORARY_PREFIX
 from megavideo.data.locks import locked, try_lock
 from megavideo.data.stream_counts import zero_counts
-from megavideo.errors import DataError
+from megavideo.errors import DataError, StoreUnreachable
 
 # The cache has a folder of its own inside the one that the user names: nothing else is ever removed.
 FOLDER_NAME = "megavideo-shards"
@@ -244,7 +244,8 @@ def _state(temporary: Path, on_progress: Callable[[], None]) -> object:
 def _note_failure(lock: int, error: DataError) -> None:
     with suppress(OSError):  # on a full disk; then the next one finds the cause by itself
         os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps({"time": time.monotonic(), "message": str(error)}).encode(), 0)
+        note = {"time": time.monotonic(), "message": str(error), "unreachable": isinstance(error, StoreUnreachable)}
+        os.pwrite(lock, json.dumps(note).encode(), 0)
 
 
 def _raise_failure_after(lock: int, begin: float) -> None:
@@ -254,7 +255,7 @@ def _raise_failure_after(lock: int, begin: float) -> None:
     except ValueError:
         return
     if begin < note.get("time", 0.0) <= time.monotonic():
-        raise DataError(note["message"])
+        raise (StoreUnreachable if note.get("unreachable") else DataError)(note["message"])
 
 
 def _cannot_keep(path: Path, error: OSError) -> DataError:

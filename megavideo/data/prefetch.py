@@ -12,7 +12,7 @@ from typing import Any
 from megavideo.data.shard_files import ShardFiles
 from megavideo.data.stream_counts import zero_counts
 from megavideo.data.workers import ForkedWorker, ThreadWorker, Worker
-from megavideo.errors import DataError
+from megavideo.errors import DataError, StoreUnreachable
 
 _POLL_SECONDS = 0.1
 _AT_ONCE = 2  # shards given to a worker: one that it fetches and the next, so that it never idles
@@ -35,7 +35,7 @@ class ShardWorkers:
         self._patience_seconds = patience_seconds
         self._stopping = threading.Event()
         self._queue: deque[int] = deque()
-        self._failures: list[str] = []
+        self._failures: list[DataError] = []
         self._workers: list[Worker] = []
         for _ in range(num_processes):
             self._workers.append(ForkedWorker(files))
@@ -86,7 +86,7 @@ class ShardWorkers:
 
     def _raise_failure(self) -> None:
         if self._failures:
-            raise DataError(self._failures[0])
+            raise self._failures[0]
 
     def _hand_out(self) -> None:
         self._receive(0.0)
@@ -116,4 +116,4 @@ class ShardWorkers:
             if kind == "ready":
                 self._files.trust(number, result)
             else:
-                self._failures.append(result)
+                self._failures.append((StoreUnreachable if kind == "unreachable" else DataError)(result))

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from megavideo.data.shard_files import ShardFiles, Signature
-from megavideo.errors import DataError, MegavideoError
+from megavideo.errors import DataError, MegavideoError, StoreUnreachable
 from megavideo.observe.log import LOGGER_NAME
 
 _TELL_SECONDS = 0.5
@@ -170,7 +170,8 @@ def _serve(files: ShardFiles, connection: Connection, teller: _Teller, own_count
             try:
                 answer = "ready", job, files.check(job, teller.moving)
             except MegavideoError as error:
-                answer = "failed", job, str(error)
+                kind = "unreachable" if isinstance(error, StoreUnreachable) else "failed"
+                answer = kind, job, str(error)
             except _RankGone:
                 return
             except BaseException:  # noqa: BLE001 - told to the rank, which raises it
@@ -185,10 +186,12 @@ def _work(files: ShardFiles, connection: Connection) -> None:
     """What a forked process does."""
     gc.freeze()  # what came from the rank is left alone: its finalizers are the rank's
     _leave_sockets(connection.fileno())
-    signal.signal(signal.SIGTERM, _end)
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the rank decides, and closes the pipe
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGUSR2, _end)
     threading.Thread(target=_end_with_rank, args=(connection.fileno(),), daemon=True).start()
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
     teller = _Teller(connection)
     logger = logging.getLogger(LOGGER_NAME)
     logger.handlers, logger.propagate = [teller], False  # the rank's handlers may be held by a thread that is not here
@@ -201,6 +204,16 @@ def _end_with_rank(fd: int) -> None:
     poll.register(fd, 0)  # a hang-up is always told
     poll.poll()
     os._exit(1)
+
+
+def _end_when_told(rank_pid: int) -> None:
+    """Interrupt the work when the rank itself asks for it.
+
+    Slurm sends SIGTERM to every process of a task, but the rank still needs its workers for as long as it saves.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank_pid:
+        pass
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
 
 
 def _end(number: int, frame: object) -> None:

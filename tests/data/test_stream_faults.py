@@ -109,7 +109,8 @@ class Scene:
             if error is None:
                 assert (outcome.digest, outcome.error) == (self.right, "")
             else:
-                assert error in outcome.error and "DataError: " in outcome.error and "Remedy: " in outcome.error
+                kind = "StoreUnreachable: " if error == "given up after" else "DataError: "
+                assert error in outcome.error and outcome.error.startswith(kind) and "Remedy: " in outcome.error
 
 
 @pytest.fixture
@@ -277,6 +278,22 @@ def test_a_worker_that_dies_or_hangs(
     again = ShardReader(open_dataset(scene.uri), scene.cache)
     assert digest_of([again.read(i) for i in range(NUM_SAMPLES)]) == scene.right
     scene.check_cache()
+
+
+def test_workers_go_on_when_slurm_signals_every_process_of_a_task(
+    scene: Scene, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S3_ENDPOINT_URL", proxy.url)
+    reader = ShardReader(open_dataset(scene.uri, QUICK), scene.cache, StreamOptions(workers=1))
+    with reader.working():
+        reader.expect(range(NUM_SAMPLES))
+        (worker,) = (child for child in multiprocessing.active_children() if child.name == "megavideo-data")
+        reader.read(0)  # the worker is at work, and no longer what was forked
+        for name in ("USR1", "TERM"):  # by another process than the rank, as Slurm's daemon does
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+        assert digest_of([reader.read(i) for i in range(NUM_SAMPLES)]) == scene.right
+        begin = time.monotonic()
+    assert not worker.is_alive() and worker.exitcode == 0 and time.monotonic() - begin < 2
 
 
 def test_a_rank_that_is_killed_takes_its_workers_along_and_leaves_no_lock(scene: Scene, proxy: FaultProxy) -> None:
