@@ -45,10 +45,11 @@ def load_run(place: Path, *, weights: str, dtype: torch.dtype, device: torch.dev
     state = reader.whole("ema" if weights == "ema" else "weight")
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False).to(device, dtype).eval()
-    return LoadedRun(config, reader.manifest, model, load_encoders(run_folder / "encoders"), _fps(run_folder))
+    return LoadedRun(config, reader.manifest, model, load_encoders(run_folder / "encoders"), sampling_fps(run_folder))
 
 
-def _fps(run_folder: Path) -> float:
+def sampling_fps(run_folder: Path) -> float:
+    """Frames a second at which a run is sampled. Raises CheckpointError where its folder does not tell."""
     path = run_folder / SAMPLING_FILE
     try:
         return float(json.loads(path.read_text())["fps"])

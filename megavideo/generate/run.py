@@ -13,21 +13,20 @@ import numpy as np
 import torch
 
 from megavideo.config.schema.sample import SampleRun
+from megavideo.data.patches import token_grid
 from megavideo.data.write_video import write_video
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import run_shift
 from megavideo.errors import ConfigError
 from megavideo.generate.expand import SampledPrompt, expand_prompts
 from megavideo.generate.loaded_run import LoadedRun, load_run
-from megavideo.generate.sampler import Guidance, Prompt, sample_latents
+from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
 from megavideo.generate.sizes import covering_latent
-from megavideo.observe.pictures import contact_sheet
+from megavideo.generate.videos import to_pixels, write_sheet
 from megavideo.parallel.distributed import check_precision
-from megavideo.types import Grid
 
 _SLUG_LENGTH = 48
-_SHEET_FRAMES = 8
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,7 @@ def sample(cfg: SampleRun, prompts: Sequence[str], negative: str) -> SampleRepor
         logging.getLogger(__name__).info("sampled %d of %d", len(videos), len(prompts))
     for path, video in zip(files, videos, strict=True):
         write_video(path, video, fps)
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(zip(prompts, videos, strict=True))
-    contact_sheet(rows, frames_per_row=min(_SHEET_FRAMES, cfg.frames), scale=_scale(cfg)).save(sheet)
+    write_sheet(sheet, list(zip(prompts, videos, strict=True)))
     written = tuple(str(path) for path in files)
     return SampleReport(written, expanded, str(sheet), run.manifest.step, cfg.weights, time.monotonic() - begin)
 
@@ -75,10 +72,9 @@ def sample_videos(
 ) -> list[np.ndarray]:
     """Videos, uint8 [frames, height, width, 3]; noise follows from the seed and the prompt's place, from `first`."""
     autoencoder, patch = run.encoders.autoencoder, run.config.model.patch
-    latent = covering_latent(
-        (cfg.frames, cfg.height, cfg.width), autoencoder.time_ratio, autoencoder.space_ratio, patch
-    )
-    grid = Grid(latent.t // patch[0], latent.h // patch[1], latent.w // patch[2])
+    size = (cfg.frames, cfg.height, cfg.width)
+    latent = covering_latent(size, autoencoder.time_ratio, autoencoder.space_ratio, patch)
+    grid = token_grid(latent, patch)
     shift = run_shift(run.config.diffusion, grid) if cfg.shift is None else cfg.shift
     scheduler = build_scheduler(cfg.scheduler, run.config.diffusion, shift)
     device = next(run.model.parameters()).device
@@ -86,8 +82,8 @@ def sample_videos(
     texts = run.encoders.text_encoder.encode([*prompts, negative])
     encoded = [Prompt(text, SampleKey(cfg.seed, f"prompt/{first + i}", 0)) for i, text in enumerate(texts[:-1])]
     guidance = Guidance(cfg.guidance, texts[-1])
-    latents = sample_latents(run.model, scheduler, encoded, guidance, grid, patch, cfg.fps or run.fps)
-    return [_pixels(autoencoder.decode(x), cfg) for x in latents]
+    latents = sample_latents(Predictor.of(run.model), scheduler, encoded, guidance, grid, patch, cfg.fps or run.fps)
+    return [to_pixels(autoencoder.decode(x), size) for x in latents]
 
 
 def output_files(cfg: SampleRun, prompts: Sequence[str]) -> tuple[list[Path], Path]:
@@ -106,17 +102,3 @@ def output_files(cfg: SampleRun, prompts: Sequence[str]) -> tuple[list[Path], Pa
         raise ConfigError("out", cfg.out, f"{len(prompts)} prompts are written to a folder", "give a folder's name")
     names = [f"{i:03d}_{re.sub('[^a-z0-9]+', '-', p.lower()).strip('-')[:_SLUG_LENGTH]}" for i, p in enumerate(prompts)]
     return [out / f"{name}.mp4" for name in names], out / "contact_sheet.png"
-
-
-def _pixels(video: torch.Tensor, cfg: SampleRun) -> np.ndarray:
-    """[3, T, H, W] in -1..1 to uint8 [frames, height, width, 3], cut from the middle of what was sampled."""
-    top, left = (video.shape[2] - cfg.height) // 2, (video.shape[3] - cfg.width) // 2
-    cut = video[:, : cfg.frames, top : top + cfg.height, left : left + cfg.width].float()
-    pixels = ((cut.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    result: np.ndarray = pixels.permute(1, 2, 3, 0).contiguous().numpy()
-    return result
-
-
-def _scale(cfg: SampleRun) -> int:
-    """Enlargement that makes small videos visible on the contact sheet."""
-    return max(1, 160 // max(cfg.height, cfg.width))

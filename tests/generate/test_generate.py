@@ -18,7 +18,7 @@ from megavideo.diffusion.randomness import SampleKey
 from megavideo.errors import CheckpointError, ConfigError
 from megavideo.generate.loaded_run import LoadedRun, load_run
 from megavideo.generate.run import output_files, sample, sample_videos
-from megavideo.generate.sampler import Guidance, Prompt, sample_latents
+from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
 from megavideo.generate.sizes import covering_latent
 from megavideo.testing.saved_run import write_run
@@ -85,7 +85,8 @@ def test_guidance_goes_from_the_negative_prompt_through_the_prompt(run: LoadedRu
         scheduler = build_scheduler("euler", run.config.diffusion, None)
         scheduler.set_timesteps(1)  # one step is linear in the prediction
         prompt, guidance = Prompt(text, SampleKey(0, "a", 0)), Guidance(scale, negative)
-        (results[scale],) = sample_latents(run.model, scheduler, [prompt], guidance, Grid(2, 1, 2), (1, 2, 2), 8.0)
+        model = Predictor.of(run.model)
+        (results[scale],) = sample_latents(model, scheduler, [prompt], guidance, Grid(2, 1, 2), (1, 2, 2), 8.0)
     assert (results[1.0] - results[0.0]).abs().max() > 1e-2
     expected = results[0.0] + 4.0 * (results[1.0] - results[0.0])  # Ho and Salimans 2022
     assert torch.allclose(results[4.0], expected, atol=1e-4)

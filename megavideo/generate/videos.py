@@ -1,0 +1,32 @@
+"""Decoded videos as pixels, and on a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megavideo.observe.pictures import contact_sheet
+
+_SHEET_FRAMES = 8
+_VISIBLE_SIDE = 160  # pixels to which small videos are enlarged on a sheet
+
+
+def to_pixels(video: torch.Tensor, size: tuple[int, int, int]) -> np.ndarray:
+    """[3, T, H, W] in -1..1 to uint8 [frames, height, width, 3] of `size`, cut from the middle of what was sampled."""
+    frames, height, width = size
+    top, left = (video.shape[2] - height) // 2, (video.shape[3] - width) // 2
+    cut = video[:, :frames, top : top + height, left : left + width].float()
+    pixels = ((cut.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    result: np.ndarray = pixels.permute(1, 2, 3, 0).contiguous().numpy()
+    return result
+
+
+def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Write a contact sheet of (caption, video uint8 [T, H, W, 3]), PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scale = max(1, _VISIBLE_SIDE // max(max(video.shape[1:3]) for _, video in rows))
+    frames = min(_SHEET_FRAMES, max(len(video) for _, video in rows))
+    contact_sheet(rows, frames_per_row=frames, scale=scale).save(path)
