@@ -1,0 +1,46 @@
+"""Rules of validation during training: what each part needs, and which settings it leaves without effect when off."""
+
+from __future__ import annotations
+
+from megavideo.config.schema.train import TrainRun
+from megavideo.config.schema.validation import ValidationConfig
+from megavideo.errors import ConfigError
+
+_OF_MEASURING = ("uri", "clips", "levels")
+_OF_SAMPLES = ("prompts", "sample_steps", "guidance", "frames", "height", "width")
+
+
+def measuring_is_on_where_it_is_set(cfg: TrainRun) -> None:
+    """Which clips are measured, and how, matters only where they are."""
+    if cfg.validation.every is None:
+        _check_defaults(cfg.validation, _OF_MEASURING, "every")
+
+
+def samples_are_on_where_they_are_set(cfg: TrainRun) -> None:
+    """What is sampled, and how, matters only where samples are drawn."""
+    if cfg.validation.samples_every is None:
+        _check_defaults(cfg.validation, _OF_SAMPLES, "samples_every")
+
+
+def samples_need_prompts(cfg: TrainRun) -> None:
+    """Samples are drawn from prompts, none of which is empty."""
+    prompts = list(cfg.validation.prompts)
+    if cfg.validation.samples_every is not None and not (prompts and all(prompt.strip() for prompt in prompts)):
+        rule = f"validation.samples_every={cfg.validation.samples_every} draws samples of prompts with words in them"
+        remedy = "give some, as validation.prompts=['a red kite over a beach'], or validation.samples_every=null"
+        raise ConfigError("validation.prompts", prompts, rule, remedy)
+
+
+def _check_defaults(given: ValidationConfig, names: tuple[str, ...], switch: str) -> None:
+    for name in names:
+        value = getattr(given, name)
+        if value != getattr(ValidationConfig(), name):
+            rule = f"has no effect with validation.{switch}=null"
+            raise ConfigError(f"validation.{name}", value, rule, f"add validation.{switch}=500, or drop it")
+
+
+VALIDATION_RULES = (
+    measuring_is_on_where_it_is_set,
+    samples_are_on_where_they_are_set,
+    samples_need_prompts,
+)
