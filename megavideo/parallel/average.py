@@ -54,13 +54,7 @@ def _change_places(engine: Engine) -> None:
 
 def _take_weights(engine: Engine) -> None:
     """The model's weights from the optimizer's; without ZeRO they are the same tensors."""
-    optimizer = engine.deepspeed.optimizer
     if engine.zero in (1, 2):
-        optimizer.update_lp_params()
+        engine.deepspeed.optimizer.update_lp_params()
     elif engine.zero == 3:
-        # parameters that a pass has left gathered would keep their old values
-        optimizer.parameter_offload.partition_all_parameters()
         engine.publish_weights()
-        # small ones stay gathered, as after an update
-        if optimizer.persistent_parameters:
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)

@@ -158,12 +158,18 @@ class Engine(ABC):
     def publish_weights(self) -> None:
         """Take the weights that the model computes with from the optimizer's own, which a checkpoint has just filled.
 
-        Only ZeRO-3 needs it: there the model has no weights of its own to be filled. A collective call.
+        Only ZeRO-3 needs it: there the model has no weights of its own to be filled. A collective call, at any time
+        between two updates.
         """
         if self.zero == 3:
             optimizer = self.deepspeed.optimizer
+            # parameters that a pass has left gathered would keep their old values
+            optimizer.parameter_offload.partition_all_parameters()
             for group in range(len(optimizer.fp16_groups)):
                 optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            # small ones stay gathered, as after an update
+            if optimizer.persistent_parameters:
+                optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
     def num_parameters(self) -> int:
         """Parameters of the whole model; a collective call."""
