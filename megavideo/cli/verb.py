@@ -64,7 +64,7 @@ def verb_names() -> tuple[str, ...]:
     """Names of the verbs in the order in which a user meets them; each has a module of
     `cli/verbs` holding `VERB`, with an underscore where the name has a dash.
     """
-    return ("ingest", "caption", "train-vae", "encode", "train", "sample", "demo", "parity", "doctor")
+    return ("ingest", "caption", "train-vae", "encode", "train", "sample", "demo", "parity", "doctor", "slurm-gen")
 
 
 def find_verb(name: str) -> Verb:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megavideo.config.rules.captions import CAPTION_RULES, EXPAND_RULES
+from megavideo.config.rules.cluster import CLUSTER_RULES
 from megavideo.config.rules.data import DATA_RULES
 from megavideo.config.rules.diffusion import DIFFUSION_RULES
 from megavideo.config.rules.doctor import DOCTOR_RULES
@@ -23,6 +24,7 @@ from megavideo.config.rules.stages import STAGE_RULES
 from megavideo.config.rules.train import LOOP_RULES
 from megavideo.config.rules.vae import VAE_RULES
 from megavideo.config.schema.captions import CaptionRun
+from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.config.schema.doctor import DoctorRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
@@ -51,6 +53,7 @@ def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:
         CaptionRun: CAPTION_RULES,
         TrainVaeRun: VAE_RULES,
         DoctorRun: DOCTOR_RULES,
+        SlurmGenRun: CLUSTER_RULES,
         SampleRun: (*SAMPLE_RULES, *EXPAND_RULES),
     }
     return by_schema.get(schema, ())

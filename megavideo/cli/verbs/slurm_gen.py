@@ -1,0 +1,40 @@
+"""`slurm-gen`, also `megavideo slurm-gen`: job scripts for a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megavideo.cli.verb import Texts, Verb
+from megavideo.config.schema.cluster import SlurmGenRun
+
+
+def _run(cfg: SlurmGenRun, texts: Texts) -> Any:
+    from megavideo.launch.write import generate
+
+    return generate(cfg)
+
+
+def _describe(report: Any) -> str:
+    lines = [f"{report.nodes} nodes, {report.ranks} ranks"]
+    width = max(len(name) for name in report.layouts)
+    lines += [f"  {name.ljust(width)}  {layout}" for name, layout in report.layouts.items()]
+    mark = "differs" if report.checked else "written"
+    lines += [f"{mark if file in report.changed else 'same':8} {file}" for file in report.files]
+    lines += [f"{'stale':8} {file}: not of this run and cluster" for file in report.stale]
+    return "\n".join(lines)
+
+
+VERB = Verb(
+    name="slurm-gen",
+    summary="write the Slurm job scripts of a run for a cluster, and check that its layouts fit",
+    primary="slurm_gen",
+    schema=SlurmGenRun,
+    run=_run,
+    describe=_describe,
+    failed=lambda report: report.checked and bool(report.changed or report.stale),
+    examples=(
+        "slurm-gen cluster=h100_ib run=wan_14b curriculum=sora out=slurm",
+        "slurm-gen cluster=h100_ib cluster.nodes=8 cluster.partition=gpu run=wan_1b curriculum=none out=jobs",
+        "slurm-gen --check",
+    ),
+)

@@ -1,0 +1,51 @@
+"""The run that is to be started: its settings for each stage, held to the rules for the cluster's number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from megavideo.config.curriculum import Stage, stages_of
+from megavideo.config.layout import parse_layout
+from megavideo.config.load import load
+from megavideo.config.rules import check
+from megavideo.config.schema.cluster import SlurmGenRun
+from megavideo.config.schema.train import TrainRun
+from megavideo.errors import ConfigError
+from megavideo.launch.directives import processes
+
+_SOME_DATA = "data.uri=s3://bucket/latents"  # where the data is, jobs are told when they are submitted
+
+
+def load_stages(cfg: SlurmGenRun) -> tuple[Stage, ...]:
+    """Every stage of the run, with the layout in full: `dp` is what the cluster's ranks leave to it.
+
+    Raises ConfigError naming the stage and the setting for one that the run's rules refuse, or that the ranks of the
+    cluster do not fit.
+    """
+    words = [f"run={cfg.run}", f"curriculum={cfg.curriculum}", *cfg.words]
+    given = any(word.startswith("data.uri=") for word in cfg.words)
+    config = load(TrainRun, "train", words if given else [*words, _SOME_DATA])
+    return tuple(_fitted(stage, processes(cfg.cluster)) for stage in stages_of(config))
+
+
+def _fitted(stage: Stage, ranks: int) -> Stage:
+    try:
+        config = replace(stage.config, layout=full_layout(stage.config.layout, ranks))
+        check(config)
+    except ConfigError as error:
+        place = f"in stage {stage.name} on {ranks} ranks" if stage.name else f"on {ranks} ranks"
+        raise ConfigError(error.field, error.value, f"{place}: {error.rule}", error.remedy) from error
+    return replace(stage, config=config)
+
+
+def full_layout(text: str, ranks: int) -> str:
+    """The layout with its `dp` on so many ranks. Raises ConfigError where they do not divide."""
+    layout = parse_layout(text)
+    size = layout.model_size
+    dp = layout.dp if layout.dp is not None else max(1, ranks // size)
+    if dp * size != ranks:
+        rule = f"needs {dp * size} ranks (tp {layout.tp} x cp {layout.cp} x dp {dp} x pp {layout.pp})"
+        near = ranks // size * size or size
+        remedy = f"take another layout, or cluster.nodes and cluster.gpus_per_node of which the product is {near}"
+        raise ConfigError("layout", text, rule, remedy)
+    return replace(layout, dp=dp).format()

