@@ -1,0 +1,90 @@
+"""What one rank does and tells in `test_preview.py`: samples drawn between two training steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from megavideo.config.schema.train import TrainRun
+from megavideo.config.schema.validation import ValidationConfig
+from megavideo.encoders.bytes_text import BytesTextEncoder
+from megavideo.encoders.folder import save_encoders
+from megavideo.errors import MegavideoError
+from megavideo.observe.run_folder import RunFolder
+from megavideo.optim.schedule import learning_rate
+from megavideo.parallel.distributed import Launch
+from megavideo.parallel.engine import Engine
+from megavideo.parity.packs import step_input
+from megavideo.parity.process import build_parity_engine
+from megavideo.parity.spec import ParitySpec
+from megavideo.testing.dataset import small_autoencoder
+from megavideo.train.preview import Previewer
+from megavideo.train.step import Trainer
+
+PROMPTS = ("a red shape", "a blue shape, moving", "something that is green")
+# of odd sides, so that more is sampled than is kept, and no multiple of the ranks that share tokens
+ASKED = ValidationConfig(
+    samples_every=1, prompts=PROMPTS, sample_steps=3, guidance=3.0, frames=6, height=39, width=40
+)  # fmt: skip
+RATIOS = (4, 8)
+
+
+def make_folder(root: Path, spec: ParitySpec) -> RunFolder:
+    """A run folder as far as sampling needs it."""
+    folder = RunFolder(root)
+    folder.encoders.mkdir(parents=True)
+    save_encoders(folder.encoders, small_autoencoder(), BytesTextEncoder(spec.model.text_dim, 16))
+    (root / "sampling.json").write_text('{"fps": 8.0}')
+    return folder
+
+
+def config_of(spec: ParitySpec, layout: str) -> TrainRun:
+    """The training run with samples."""
+    return dataclasses.replace(spec.as_training(layout), validation=ASKED)
+
+
+def run_layouts(launch: Launch, spec: ParitySpec, layouts: Sequence[str], root: str) -> dict[str, Any]:
+    """An account of each layout, whose samples lie under its name."""
+    return {layout: _account(launch, spec, layout, Path(root) / layout) for layout in layouts}
+
+
+def _account(launch: Launch, spec: ParitySpec, layout: str, root: Path) -> dict[str, Any]:
+    plain, mixed = (_losses(launch, spec, layout, place) for place in (None, root))
+    return {"plain": plain, "mixed": mixed}
+
+
+def _losses(launch: Launch, spec: ParitySpec, layout: str, root: Path | None) -> list[float]:
+    with patch("deepspeed.utils.groups.mpu", None):
+        engine = build_parity_engine(spec, layout, launch)
+        engine.create_state()
+        mesh = engine.plan.mesh
+        rate = partial(learning_rate, spec.optim, num_steps=spec.steps)
+        trainer = Trainer(engine, mesh, launch.device, lambda step: rate(step=step))
+        previewer = None if root is None else _previewer(engine, spec, layout, root, launch)
+        losses = []
+        for step in range(spec.steps):
+            losses.append(trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp))[0].loss)
+            if previewer is not None:
+                previewer.draw(step + 1)
+        if previewer is not None:
+            previewer.close()
+        return losses
+
+
+def _previewer(engine: Engine, spec: ParitySpec, layout: str, root: Path, launch: Launch) -> Previewer:
+    return Previewer(config_of(spec, layout), engine, RATIOS, RunFolder(root), launch.device)
+
+
+def without_encoders(launch: Launch, spec: ParitySpec, root: str) -> str:
+    """The message of the error that a rank is given where the prompts cannot be encoded."""
+    with patch("deepspeed.utils.groups.mpu", None):
+        engine = build_parity_engine(spec, "dp2-zero1", launch)
+        try:
+            _previewer(engine, spec, "dp2-zero1", Path(root), launch)
+        except MegavideoError as error:
+            return str(error)
+    return ""
