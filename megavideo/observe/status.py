@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -194,17 +195,26 @@ def _speed(rows: list[Row]) -> Speed | None:
     )
 
 
+def find_checkpoints(checkpoints: Path) -> list[tuple[int, float]]:
+    """Step and time, in seconds since the epoch, of the whole checkpoints, oldest first.
+
+    By names and times of files alone: a manifest of a large run is megabytes.
+    """
+    found = []
+    for manifest in checkpoints.glob("step_*/manifest.json"):
+        step = manifest.parent.name.removeprefix("step_")
+        if step.isdecimal():
+            with contextlib.suppress(FileNotFoundError):  # removed since it was found
+                found.append((int(step), manifest.stat().st_mtime))
+    return sorted(found)
+
+
 def _checkpoint(checkpoints: Path, now: float) -> CheckpointStatus | None:
-    """By names and times of files alone: a manifest of a large run is megabytes."""
-    whole = [
-        (int(manifest.parent.name.removeprefix("step_")), manifest)
-        for manifest in checkpoints.glob("step_*/manifest.json")
-        if manifest.parent.name.removeprefix("step_").isdecimal()
-    ]
-    if not whole:
+    found = find_checkpoints(checkpoints)
+    if not found:
         return None
-    step, manifest = max(whole)
-    return CheckpointStatus(step, _age(manifest, now) or 0.0)
+    step, written = found[-1]
+    return CheckpointStatus(step, max(now - written, 0.0))
 
 
 def _checkpoints_at(settings: Mapping[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megavideo.observe.faults import FAULT_KINDS
@@ -167,20 +167,20 @@ def _checkpoint(run: RunStatus) -> str:
     return f"step {run.checkpoint.step:,}, {format_seconds(run.checkpoint.age_seconds)} ago"
 
 
+def fault_counts(faults: Mapping[str, int]) -> str:
+    """How many faults of each kind there were, in words; `none` where there were none."""
+    order = [*FAULT_KINDS, *sorted(set(faults) - set(FAULT_KINDS))]
+    counts = [(faults[kind], _FAULT_WORDS.get(kind, (kind, kind))) for kind in order if faults.get(kind)]
+    return ", ".join(f"{number:,} {words[number != 1]}" for number, words in counts) or "none"
+
+
 def _faults(run: RunStatus) -> str:
-    if not run.faults:
-        return "none"
-    order = [*FAULT_KINDS, *sorted(set(run.faults) - set(FAULT_KINDS))]
-    counts = []
-    for kind in order:
-        if number := run.faults.get(kind, 0):
-            counts.append(f"{number:,} {_FAULT_WORDS.get(kind, (kind, kind))[number != 1]}")
-    last = run.last_fault
+    counts, last = fault_counts(run.faults), run.last_fault
     if last is None:
-        return ", ".join(counts)
+        return counts
     when = f", {format_seconds(last.age_seconds)} ago" if last.age_seconds is not None else ""
     why = f" ({last.reason})" if last.reason else ""
-    return f"{', '.join(counts)}; last: {last.kind}{why} at step {last.step:,}{when}"
+    return f"{counts}; last: {last.kind}{why} at step {last.step:,}{when}"
 
 
 def _plain_table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -1,0 +1,42 @@
+"""Pages of one file: templates of the package, a style that they share, and pictures put into the text."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """An address that holds `data`, of the MIME type `kind`, itself."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """The HTML of a file of `observe/templates`. Values are escaped, but for what a template marks as safe.
+
+    A name of the template that is missing in `values` is an error.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("megavideo.observe", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(values)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The page of a run: its numbers, curves, faults and samples in one file."""

@@ -1,0 +1,31 @@
+"""`megavideo report`: the files of a run folder in, its page and numbers out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from megavideo.config.schema.report import ReportRun
+from megavideo.errors import DataError
+from megavideo.observe.page import write_page
+from megavideo.observe.report.content import page_text
+from megavideo.observe.report.record import read_record
+from megavideo.observe.report.summary import RunReport, summarise
+
+
+def write_report(cfg: ReportRun, root: Path) -> RunReport:
+    """Write the page of the run in `root`, which may still be at work, and return its numbers.
+
+    Raises DataError where `root` is no folder or the page cannot be written.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: is no folder. Remedy: name a run folder, as runs/small")
+    record = read_record(root)
+    page = Path(cfg.out) if cfg.out is not None else record.folder.report
+    report = summarise(record, page)
+    written = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+    try:
+        write_page(page, page_text(cfg, report, record, written))
+    except OSError as error:
+        raise DataError(f"{page}: cannot be written ({error}). Remedy: set out= to a file that can be") from error
+    return report
