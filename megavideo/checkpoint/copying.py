@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from megavideo.checkpoint.folder_place import FolderPlace
 from megavideo.checkpoint.manifest import FileEntry, Manifest
 from megavideo.checkpoint.notes import Notes
 from megavideo.checkpoint.place import SaveId
@@ -36,10 +38,8 @@ class Copies:
 
     def copy_files(self, notes: Notes, files: Iterable[FileEntry]) -> None:
         """Copy a rank's files, and leave the note that says so, or why not."""
-        name = notes.save.name
         try:
-            for file in files:
-                self._store.storage.upload(self._checkpoints / name / file.file, f"{name}/{file.file}")
+            self._copy(notes.save.name, files)
         except (OSError, MegavideoError) as error:
             notes.leave("not_copied", str(error))
         else:
@@ -55,6 +55,23 @@ class Copies:
             raise CheckpointError(named_by_rank(faults))
         self._store.put_manifest(manifest, notes.save.name)
         self._retention.apply(manifest)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Copy what is kept here and missing there, as the store was away when it was saved."""
+        place = FolderPlace(self._checkpoints)
+        try:
+            there = set(self._store.names())
+            for name in [name for name in place.names() if name not in there]:
+                manifest = place.manifest(name)
+                self._copy(name, manifest.files)
+                self._store.put_manifest(manifest, name)
+        except (OSError, MegavideoError) as error:
+            logging.getLogger(__name__).warning("an older checkpoint was not copied after all (%s)", error)
+
+    def _copy(self, name: str, files: Iterable[FileEntry]) -> None:
+        for file in files:
+            self._store.storage.upload(self._checkpoints / name / file.file, f"{name}/{file.file}")
 
 
 def named_by_rank(faults: dict[int, str], most: int = 8) -> str:

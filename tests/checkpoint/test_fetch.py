@@ -1,0 +1,87 @@
+"""Checkpoints in an S3 store: copied while its server is away for a moment, read back, and named when damaged."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from megavideo.checkpoint.candidates import newest_manifest
+from megavideo.checkpoint.fetch import fetch_checkpoint
+from megavideo.checkpoint.manifest import DamagedError
+from megavideo.checkpoint.saver import Checkpointer, SaveGroup
+from megavideo.checkpoint.store_place import StorePlace
+from megavideo.config.schema.checkpoint import CheckpointConfig
+from megavideo.data.retry import RetryPolicy
+from megavideo.data.storage import open_storage
+from tests.checkpoint.s3_server import RestartingServer
+from tests.checkpoint.states import check, fragments, header
+
+CONFIG = CheckpointConfig(keep_last=2)
+STRAIGHT = CheckpointConfig(keep_last=2, through_folder=False)
+
+
+@pytest.mark.parametrize("config", [CONFIG, STRAIGHT])
+def test_copies_come_back(tmp_path: Path, s3_bucket: str, config: CheckpointConfig) -> None:
+    storage = open_storage(f"{s3_bucket}/runs/small")
+    with Checkpointer(config, tmp_path / "run", SaveGroup(0, 1, "one"), storage) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(header(step, progress={"at": step}), fragments(step))
+        checkpointer.wait(required=True)
+    assert StorePlace(storage).names() == ["step_00000002", "step_00000003"]
+    assert {name.split("/")[0] for name in storage.list()} == {"step_00000002", "step_00000003"}
+    told: list[str] = []
+    place = fetch_checkpoint(storage, "step_00000003", tmp_path / "back", told.append)
+    assert check(place) == 3
+    assert place == tmp_path / "back" / "step_00000003" and len(told) == 1
+    assert [path.name for path in (tmp_path / "back").iterdir()] == ["step_00000003"]
+    manifest = newest_manifest(tmp_path / "nowhere", storage)
+    assert manifest is not None and manifest.progress == {"at": 3}
+
+
+def test_a_damaged_copy_is_named(tmp_path: Path, s3_bucket: str) -> None:
+    storage = open_storage(f"{s3_bucket}/runs/small")
+    with Checkpointer(CONFIG, tmp_path / "run", SaveGroup(0, 1, "one"), storage) as checkpointer:
+        checkpointer.save(header(1), fragments(1))
+        checkpointer.wait(required=True)
+    name = "step_00000001/fragments_00000.safetensors"
+    data = bytearray(storage.read_bytes(name))
+    data[-1] ^= 1
+    storage.write_bytes(name, bytes(data))
+    with pytest.raises(DamagedError, match=r"fragments_00000\.safetensors: damaged in the store or on the way"):
+        fetch_checkpoint(storage, "step_00000001", tmp_path / "back", lambda name: None)
+
+
+def test_a_store_that_is_away_for_a_moment_is_waited_for(tmp_path: Path, restarting_s3: RestartingServer) -> None:
+    storage = open_storage(f"{restarting_s3.uri}/runs/small", RetryPolicy(30.0))
+    with Checkpointer(CONFIG, tmp_path / "run", SaveGroup(0, 1, "one"), storage) as checkpointer:
+        restarting_s3.stop()
+        back = threading.Timer(1.5, restarting_s3.start)
+        back.start()
+        begin = time.monotonic()
+        assert checkpointer.save(header(1), fragments(1)) < 1.0
+        checkpointer.wait(required=True)
+        back.join()
+        (event,) = checkpointer.poll()
+    assert time.monotonic() - begin > 1.5
+    assert (event.failure, event.copy_failure) == (None, None)
+    assert StorePlace(storage).names() == ["step_00000001"]
+
+
+def test_a_store_that_stays_away_ends_nothing(tmp_path: Path, restarting_s3: RestartingServer) -> None:
+    storage = open_storage(f"{restarting_s3.uri}/runs/small", RetryPolicy(0.5))
+    with Checkpointer(CONFIG, tmp_path / "run", SaveGroup(0, 1, "one"), storage) as checkpointer:
+        restarting_s3.stop()
+        for step in (1, 2, 3):
+            checkpointer.save(header(step), fragments(step))
+        checkpointer.wait(required=True)
+        events = checkpointer.poll()
+        assert all(event.failure is None and event.copy_failure for event in events)
+        restarting_s3.start()
+        checkpointer.save(header(4), fragments(4))
+        checkpointer.wait(required=True)
+    assert [check(path) for path in sorted((tmp_path / "run").iterdir())] == [3, 4]
+    # the one that is still kept here follows
+    assert StorePlace(storage).names() == ["step_00000003", "step_00000004"]
