@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
-from megavideo.data.storage import write_file
+from megavideo.data.storage import Storage, write_file
 from megavideo.encoders.autoencoder import FitVideos, VideoAutoencoder
 from megavideo.encoders.bytes_text import BytesTextEncoder
 from megavideo.encoders.families import FAMILIES
@@ -69,6 +69,17 @@ def save_encoders(folder: Path, autoencoder: VideoAutoencoder, text_encoder: Tex
     text_encoder.save(folder)
     kinds = {"format": 1, "autoencoder": _kind_of(autoencoder), "text_encoder": _kind_of(text_encoder)}
     write_file(folder / _CONFIG_NAME, json.dumps(kinds).encode())
+
+
+def same_encoders(storage: Storage, prefix: str, folder: Path) -> bool:
+    """Whether what a dataset keeps under `prefix` is what is in `folder`, if there is anything in it."""
+    if not (folder / _CONFIG_NAME).exists():
+        return True
+    names = storage.list(prefix)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return files == {name.removeprefix(prefix) for name in names} and all(
+        storage.read_bytes(name) == (folder / name.removeprefix(prefix)).read_bytes() for name in names
+    )
 
 
 def load_encoders(folder: Path) -> Encoders:

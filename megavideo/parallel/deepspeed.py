@@ -74,3 +74,10 @@ def load_pipeline() -> Pipeline:
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
     return Pipeline(LayerSpec, PipelineModule, DualPipeVModule, PipeModelDataParallelTopology)
+
+
+def forget_groups() -> None:
+    """Forget the tensor-parallel groups of the last engine, which DeepSpeed would take for the next one."""
+    from deepspeed.utils import groups
+
+    groups.mpu = None

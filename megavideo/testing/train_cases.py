@@ -140,7 +140,7 @@ def _main(cases: Sequence[Case], rank: int, world_size: int, port: int, folder: 
     os.environ.update({name: str(value) for name, value in zip(names, (rank, rank, world_size, port), strict=True)})
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     try:
-        with process_group() as launch, patch("megavideo.train.run.process_group", lambda: nullcontext(launch)):
+        with process_group() as launch, patch("megavideo.train.run.process_group", lambda _: nullcontext(launch)):
             outcomes = [_outcome(case, launch) for case in cases]
         (folder / f"rank_{rank}.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
     except BaseException:  # noqa: BLE001 - told to the process that started this one

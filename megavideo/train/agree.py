@@ -1,23 +1,32 @@
 """Ranks go into a step together or not at all: the fault that one rank meets is every rank's, with its message.
 
-Without this the others would wait at a collective, or end in the transport's own traceback.
+Without this the others would wait at a collective, or end in the transport's own traceback. In the same collective they
+agree on whether any of them was asked to stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from megavideo.errors import DataError, MegavideoError
-from megavideo.train.feed import StepInput
+from megavideo.errors import DataError, MegavideoError, StoreUnreachable
+
+T = TypeVar("T")
 
 
-def in_agreement(inputs: Iterator[StepInput], device: torch.device) -> Iterator[StepInput]:
-    """The inputs, each once every rank has its own; a collective per step.
+def in_agreement(inputs: Iterator[T], device: torch.device) -> Iterator[T]:
+    """The inputs, each once every rank has its own; a collective per step. Raises what `until_asked` does."""
+    for given, _ in until_asked(inputs, device, lambda: False):
+        yield given
 
-    Raises the rank's own MegavideoError, or a DataError that names the other ranks which failed and why.
+
+def until_asked(inputs: Iterator[T], device: torch.device, asked: Callable[[], bool]) -> Iterator[tuple[T, bool]]:
+    """The inputs, each once every rank has its own, and whether any rank was `asked` to stop; a collective per step.
+
+    Raises the rank's own MegavideoError, or an error that names the other ranks which failed and why.
     """
     while True:
         given, failure = None, None
@@ -25,18 +34,23 @@ def in_agreement(inputs: Iterator[StepInput], device: torch.device) -> Iterator[
             given = next(inputs, None)
         except MegavideoError as error:
             failure = error
-        failed = torch.tensor(float(failure is not None), device=device)
-        dist.all_reduce(failed)
+        state = torch.tensor([float(failure is not None), float(asked())], device=device)
+        dist.all_reduce(state)
+        failed, stop = state.tolist()
         if failed > 0:
             raise _common(failure)
         if given is None:
             return
-        yield given
+        yield given, stop > 0
 
 
 def _common(failure: MegavideoError | None) -> MegavideoError:
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, None if failure is None else str(failure))
+    messages: list[tuple[str, bool] | None] = [None] * dist.get_world_size()
+    mine = None if failure is None else (str(failure), isinstance(failure, StoreUnreachable))
+    dist.all_gather_object(messages, mine)
     if failure is not None:
         return failure
-    return DataError("; ".join(f"rank {rank} failed: {text}" for rank, text in enumerate(messages) if text))
+    told = [(rank, message) for rank, message in enumerate(messages) if message is not None]
+    # a store out of reach is a reason to start again, and so it is for the ranks that did not meet it
+    kind = StoreUnreachable if all(unreachable for _, (_, unreachable) in told) else DataError
+    return kind("; ".join(f"rank {rank} failed: {text}" for rank, (text, _) in told))

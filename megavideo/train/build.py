@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import torch
 
 from megavideo.config.layout import Layout, parse_layout
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import LatentDataset, open_dataset
+from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, open_dataset
+from megavideo.data.plan import StagePlace
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.shards import ShardReader, StreamOptions
-from megavideo.data.storage import LocalStorage
+from megavideo.data.storage import LocalStorage, download_all
 from megavideo.diffusion.objective import build_objective
+from megavideo.encoders.folder import load_autoencoder
 from megavideo.errors import ConfigError
 from megavideo.model.dit import DiT
 from megavideo.model.init import initial_value
@@ -24,7 +27,10 @@ from megavideo.parallel.groups import Groups
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.parallel.parallelize import parallelize
 from megavideo.train.feed import Feed
+from megavideo.train.loss_terms import Decode, build_loss_terms
 from megavideo.train.step import squared_error
+
+_WHOLE_RUN = StagePlace()
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,16 @@ class Parts:
     layout: Layout
     mesh: ProcessMesh
     dataset: LatentDataset
+    reader: ShardReader
     feed: Feed
     engine: Engine
 
 
-def build_parts(config: TrainRun, launch: Launch, version: int | None = None) -> Parts:
+def build_parts(config: TrainRun, launch: Launch, version: int | None = None, place: StagePlace = _WHOLE_RUN) -> Parts:
     """Make the parts of a run on this process; `version` of the dataset is the newest if it is None.
 
-    Raises ConfigError, DataError or TopologyError where settings, dataset and processes do not fit each other.
+    `place` is where the stage that `config` describes stands in its run. Raises ConfigError, DataError or TopologyError
+    where settings, dataset and processes do not fit each other.
     """
     check_precision("train.precision", config.train.precision, launch.device)
     layout = parse_layout(config.layout)
@@ -52,16 +60,20 @@ def build_parts(config: TrainRun, launch: Launch, version: int | None = None) ->
     cache_gb = config.data.cache_gb
     options = StreamOptions(config.data.workers, None if cache_gb is None else cache_gb * 1e9)
     reader = ShardReader(dataset, _cache(config, dataset), options)
-    feed = Feed(config, dataset, reader, build_objective(config.diffusion), mesh)
+    feed = Feed(config, dataset, reader, build_objective(config.diffusion), mesh, place)
+    groups = Groups.of(mesh)
     plan = EnginePlan(
         layout=layout,
         mesh=mesh,
-        groups=Groups.of(mesh),
+        groups=groups,
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
         micro_steps=config.train.packs_per_step // mesh.dp,
         clip=config.optim.clip,
         token_loss=squared_error,
         layers=config.layers,
+        terms=build_loss_terms(
+            config.diffusion.terms, config.model.patch, mesh, groups, _decode(config, dataset), launch.device
+        ),
     )
     engine = parallelize(
         lambda layers, part: DiT(config.model, layers, part=part, recompute=config.train.recompute),
@@ -72,7 +84,17 @@ def build_parts(config: TrainRun, launch: Launch, version: int | None = None) ->
         launch.device,
     )
     engine.create_state()
-    return Parts(layout, mesh, dataset, feed, engine)
+    return Parts(layout, mesh, dataset, reader, feed, engine)
+
+
+def _decode(config: TrainRun, dataset: LatentDataset) -> Decode | None:
+    """The frozen decoder of the dataset's autoencoder, where a term of the loss looks at pixels."""
+    if not config.diffusion.terms.perceptual:
+        return None
+    with tempfile.TemporaryDirectory(prefix="megavideo-encoders-") as folder:
+        download_all(dataset.storage, ENCODERS_PREFIX, Path(folder))
+        autoencoder = load_autoencoder(Path(folder))
+    return autoencoder.decode_for_loss
 
 
 def _cache(config: TrainRun, dataset: LatentDataset) -> Path | None:

@@ -1,154 +1,217 @@
-"""The training loop: steps, numbers, checkpoints. What a step means is the Trainer's."""
+"""The training loop of a stage: steps, and between them what is due. What a step means is the Trainer's."""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from megavideo.checkpoint.write import Header, write_checkpoint
-from megavideo.config.dump import to_yaml
-from megavideo.config.schema.train import TrainRun
-from megavideo.errors import DataError, NumericsError
-from megavideo.observe.metrics import MetricsWriter
-from megavideo.observe.plot import plot_loss
+from megavideo.config.curriculum import Stage
 from megavideo.observe.progress import StepResult, TrainingProgress
-from megavideo.observe.run_folder import RunFolder
-from megavideo.parallel.fragments import owned_fragments
 from megavideo.planning.flops import BlockShape, train_flops
-from megavideo.train.agree import in_agreement
+from megavideo.train.agree import until_asked
 from megavideo.train.build import Parts
 from megavideo.train.feed import StepInput
+from megavideo.train.position import Position
+from megavideo.train.preview import Previewer
+from megavideo.train.record import Recorder
 from megavideo.train.same_input import check_same_input
-from megavideo.train.step import StepReport, Suspect, Trainer
-
-FAULTS_FILE = "faults.jsonl"
-_NAMED_SUSPECTS = 8
+from megavideo.train.saving import Saving
+from megavideo.train.signals import StopRequest
+from megavideo.train.spike import SpikeLimit
+from megavideo.train.stages import reached_exit
+from megavideo.train.step import StepReport, Trainer
+from megavideo.train.stragglers import Stragglers
+from megavideo.train.validation import Validator
+from megavideo.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
-class LoopResult:
-    """Losses of the first and last tenth of the steps that ran here, and how many were skipped."""
+class Tools:
+    """What the loop uses beside the parts of the run; `validator` and `previewer` are None where they are off."""
 
-    first_loss: float
-    last_loss: float
+    trainer: Trainer
+    recorder: Recorder
+    saving: Saving
+    progress: TrainingProgress
+    watchdog: Watchdog
+    stop: StopRequest
+    stragglers: Stragglers
+    validator: Validator | None
+    previewer: Previewer | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the loop left a stage after `step` steps of the run.
+
+    `reason` is `finished`, `stopped` (it was asked to; saved) or `unstable`, with the steps, counted from 0, that were
+    skipped in a row. `losses` are those of the steps made here, and `skipped` how many of them were not applied.
+    """
+
+    reason: str
+    step: int
+    position: Position
+    losses: tuple[float, ...]
     skipped: int
+    unstable: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _PassedOver:
+    """A step whose data is left out for good."""
+
+    step: int
 
 
 class Loop:
-    """Runs a training run from a step to its end. `metrics` is None on all but the first rank."""
+    """Runs one stage from a position to its end."""
 
-    def __init__(
-        self, config: TrainRun, parts: Parts, trainer: Trainer, folder: RunFolder, metrics: MetricsWriter | None
-    ) -> None:
-        self._config = config
+    def __init__(self, stage: Stage, parts: Parts, tools: Tools) -> None:
+        self._stage = stage
+        self._config = stage.config
         self._parts = parts
-        self._trainer = trainer
-        self._folder = folder
-        self._metrics = metrics
-        model = config.model
+        self._tools = tools
+        model = stage.config.model
         self._shape = BlockShape(model.layers, model.width, model.ffn)
 
-    def run(self, begin: int, progress: TrainingProgress) -> LoopResult:
-        """Train steps [begin, train.steps).
+    def run(self, begin: int, position: Position) -> Ending:
+        """Train from after `begin` steps of the run until the stage is over, or something else ends the loop.
 
-        Raises NumericsError after `guard.max_skipped` skipped steps in a row, DataError where inputs cannot be read, or
-        are not the same on ranks that train them together.
+        Raises DataError where inputs cannot be read, or are not the same on ranks that train them together, and
+        CheckpointError where saves go on failing.
         """
-        config, losses, skipped, in_a_row = self._config.train, [], 0, 0
+        tools, config = self._tools, self._config
+        limit = self._spike_limit(position)
+        losses: list[float] = []
+        in_a_row: list[int] = []
+        skipped, done = 0, begin
         # closed on every way out: a thread left at work while the process ends can abort it
-        with closing(self._parts.feed.steps(begin, config.steps, self._config.data.prefetch_packs)) as inputs:
-            for given in in_agreement(inputs, self._trainer.device):
-                if given.step == begin or given.step % config.check_inputs_every == 0:
-                    check_same_input(given, self._parts.mesh, self._trainer.device)
-                report, suspects = self._trainer.step(given)
-                self._record(given, report, progress)
+        with closing(self._inputs(begin, position)) as inputs:
+            for given, stop in until_asked(inputs, tools.trainer.device, self._is_asked):
+                if stop:
+                    return self._stopped(done, position, losses, skipped)
+                if isinstance(given, _PassedOver):
+                    tools.recorder.passed_over(given.step)
+                    done = given.step + 1
+                    continue
+                report = self._step(given, begin, None if limit is None else limit.limit)
                 losses.append(report.loss)
-                if suspects:
-                    skipped, in_a_row = skipped + 1, in_a_row + 1
-                    self._tell_skipped(report, suspects)
-                    if in_a_row >= self._config.guard.max_skipped:
-                        raise NumericsError(self._gave_up(report, in_a_row))
+                done = report.step + 1
+                if limit is not None:
+                    limit.add(report.loss, applied=report.applied)
+                if report.applied:
+                    in_a_row.clear()
+                    samples = len(given.segment_tokens)
+                    position = position.trained(samples, given.tokens)
                 else:
-                    in_a_row = 0
-                done = given.step + 1
-                if done % self._config.checkpoint.every == 0 or done == config.steps:
-                    self._save(done)
-        tenth = max(1, len(losses) // 10)
-        return LoopResult(_mean(losses[:tenth]), _mean(losses[-tenth:]), skipped)
+                    skipped += 1
+                    in_a_row.append(report.step)
+                    if len(in_a_row) >= config.guard.max_skipped:
+                        return Ending("unstable", done, position, tuple(losses), skipped, tuple(in_a_row))
+                position = replace(position, losses=tuple(limit.state) if limit is not None else ())
+                position = self._between(done, position)
+                if position.finished is not None:
+                    break
+        tools.saving.finish()
+        tools.recorder.ends(done)
+        return Ending("finished", done, position, tuple(losses), skipped)
 
-    def _record(self, given: StepInput, report: StepReport, progress: TrainingProgress) -> None:
+    def _is_asked(self) -> bool:
+        return self._tools.stop.requested is not None
+
+    def _inputs(self, begin: int, position: Position) -> Generator[StepInput | _PassedOver, None, None]:
+        """Inputs of the steps that are left, in order; `_PassedOver` for those that are left out."""
+        end = position.first_step + self._config.train.steps
+        out = [step for step in position.passed_over if begin <= step < end]
+        depth = self._config.data.prefetch_packs
+        for step in [*out, end]:
+            if begin < step:
+                yield from self._parts.feed.steps(begin, step, depth)
+            if step < end:
+                yield _PassedOver(step)
+            begin = step + 1
+
+    def _step(self, given: StepInput, begin: int, limit: float | None) -> StepReport:
+        """One step, checked, timed and recorded."""
+        tools, config = self._tools, self._config
+        if given.step == begin or given.step % config.train.check_inputs_every == 0:
+            check_same_input(given, self._parts.mesh, tools.trainer.device)
+        tools.watchdog.beat(given.step + 1, "training")
+        with tools.stragglers.working("compute"):
+            report, suspects = tools.trainer.step(given, limit)
+        for straggler in tools.stragglers.step():
+            tools.recorder.fault(report.step + 1, "straggler", **asdict(straggler))
+        if not report.applied:
+            tools.recorder.skipped(report, suspects)
+        tools.recorder.step(report, self._numbers(given, report))
+        tools.watchdog.beat(given.step + 1, "reading")
+        return report
+
+    def _numbers(self, given: StepInput, report: StepReport) -> dict[str, Any]:
+        config = self._config
         flops = train_flops(self._shape, given.segment_tokens)
-        rates = progress.step(report.step + 1, StepResult(report.loss, report.grad_norm, given.tokens, flops))
-        if self._metrics is None:
+        result = StepResult(report.loss, report.grad_norm, given.tokens, flops)
+        rates = self._tools.progress.step(report.step + 1, result)
+        return {
+            "epoch": self._parts.feed.plan.epoch_of(report.step),
+            "tokens": given.tokens,
+            "fill": given.tokens / (config.train.packs_per_step * config.data.tokens_per_pack),
+            "tokens_per_second": rates.tokens_per_second,
+            "seconds": rates.seconds_per_step,
+            "mfu": rates.mfu,
+            **self._parts.feed.stream_metrics(),
+        }
+
+    def _between(self, done: int, position: Position) -> Position:
+        """What is due after a step: validation, samples, the stage's end, a checkpoint."""
+        tools, config = self._tools, self._config
+        loss = None
+        if tools.validator is not None and config.validation.every and done % config.validation.every == 0:
+            tools.watchdog.beat(done, "validating")
+            measured = tools.validator.measure()
+            tools.recorder.validated(done, measured.row())
+            loss = measured.loss if measured.loss_ema is None else measured.loss_ema
+            position = position.validated(loss, config.exit.plateau_share)
+        every = config.validation.samples_every
+        if tools.previewer is not None and every and done % every == 0:
+            tools.watchdog.beat(done, "sampling")
+            tools.previewer.draw(done)
+        reason = reached_exit(config.exit, config.train.steps, position, done)
+        if reason is not None:
+            next_visit = self._parts.feed.plan.visits_reached(done)
+            position = replace(position, finished=reason, next_visit=next_visit)
+        if reason is not None or loss is not None or tools.saving.is_due(done):
+            self._save_if_due(done, position, loss)
+        else:
+            tools.saving.report()
+        return position
+
+    def _save_if_due(self, done: int, position: Position, loss: float | None) -> None:
+        if position.finished is None and not self._tools.saving.is_due(done):
             return
-        packs, budget = self._config.train.packs_per_step, self._config.data.tokens_per_pack
-        self._metrics.write(
-            report.step + 1,
-            {
-                "loss": report.loss,
-                "grad_norm": report.grad_norm,
-                "learning_rate": report.learning_rate,
-                "skipped": not report.applied,
-                "epoch": self._parts.feed.plan.epoch_of(report.step),
-                "tokens": given.tokens,
-                "fill": given.tokens / (packs * budget),
-                "tokens_per_second": rates.tokens_per_second,
-                "seconds": rates.seconds_per_step,
-                "mfu": rates.mfu,
-                **self._parts.feed.stream_metrics(),
-            },
-        )
+        self._tools.watchdog.beat(done, "saving")
+        self._tools.saving.save(done, position, loss)
 
-    def _tell_skipped(self, report: StepReport, suspects: list[Suspect]) -> None:
-        if self._metrics is None:
-            return
-        named = ", ".join(f"{s.sample_id} (visit {s.visit}, t {s.timestep:.1f}, grid {s.grid})" for s in suspects)
-        logging.getLogger(__name__).warning(
-            "step %d skipped: loss %s, gradient norm %s; samples: %s",
-            report.step + 1, report.loss, report.grad_norm, _cut(named, len(suspects)),
-        )  # fmt: skip
-        row = {"step": report.step + 1, "kind": "non_finite", "loss": str(report.loss),
-               "samples": [asdict(s) | {"error": str(s.error)} for s in suspects]}  # fmt: skip
-        with (self._folder.root / FAULTS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def _stopped(self, done: int, position: Position, losses: Sequence[float], skipped: int) -> Ending:
+        tools = self._tools
+        tools.watchdog.beat(done, "saving")
+        tools.saving.save(done, position)
+        tools.saving.finish()
+        signal = tools.stop.requested
+        tools.recorder.fault(done, "signal", reason=f"asked to stop by {signal or 'another rank'}")
+        return Ending("stopped", done, position, tuple(losses), skipped)
 
-    def _gave_up(self, report: StepReport, in_a_row: int) -> str:
-        return (
-            f"{in_a_row} steps in a row, the last of them {report.step + 1}, had a non-finite loss or gradient; see "
-            f"{self._folder.root / FAULTS_FILE} for their samples. Remedy: lower optim.lr or remove those samples; "
-            "the last checkpoint is from before the first of them or later"
-        )
-
-    def _save(self, step: int) -> Path:
-        engine, layout = self._parts.engine, self._parts.layout
-        header = Header(step, layout.format(), to_yaml(self._config))
-        fragments = owned_fragments(engine)
-        keep = self._config.checkpoint.keep_last
-        path = write_checkpoint(self._folder.checkpoints, header, fragments, keep=keep)
-        if self._metrics is not None:
-            logging.getLogger(__name__).info("saved %s", path)
-            self._plot()
-        return path
-
-    def _plot(self) -> None:
-        """A picture that cannot be drawn, as one of no finite loss, ends no run."""
-        try:
-            plot_loss(self._folder.metrics, self._folder.pictures / "loss.png")
-        except (DataError, OSError) as error:
-            logging.getLogger(__name__).warning("no loss plot: %s", error)
+    def _spike_limit(self, position: Position) -> SpikeLimit | None:
+        guard = self._config.guard
+        if guard.spike_factor is None:
+            return None
+        return SpikeLimit(guard.spike_factor, guard.spike_window, position.losses)
 
 
-def _cut(text: str, count: int) -> str:
-    parts = text.split("), ")
-    if count <= _NAMED_SUSPECTS:
-        return text
-    return "), ".join(parts[:_NAMED_SUSPECTS]) + f") and {count - _NAMED_SUSPECTS} more"
-
-
-def _mean(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
+def mean_loss(losses: Sequence[float]) -> float:
+    """Mean of the finite ones; not a number where there are none."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
     return sum(finite) / len(finite) if finite else math.nan

@@ -1,4 +1,4 @@
-"""Going on from where a run folder stands: what must not have changed, and the newest checkpoint into the engine."""
+"""Going on from where a run folder stands: what must not have changed, and where its newest checkpoint is."""
 
 from __future__ import annotations
 
@@ -9,31 +9,39 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megavideo.checkpoint.manifest import list_checkpoints
-from megavideo.checkpoint.read import CheckpointReader
+from megavideo.checkpoint.folder_place import FolderPlace
+from megavideo.checkpoint.manifest import Manifest
+from megavideo.checkpoint.place import Place, Storage
+from megavideo.checkpoint.store_place import StorePlace
 from megavideo.config.dump import from_yaml
 from megavideo.config.schema.train import TrainRun
+from megavideo.data.selection import num_held_out
 from megavideo.errors import CheckpointError, ConfigError
-from megavideo.parallel.engine import Engine
-from megavideo.parallel.fragments import held_fragments
+from megavideo.train.position import Position, read_position
 
-# a change of these would make the run another one; everything else may change between two starts
-_FIXED = (
-    "model",
+# a change of these would make the run another one
+_OF_RUN = ("model", "train.seed")
+# and of these its stage; everything else may change between two starts
+_OF_STAGE = (
     "diffusion",
     "data.tokens_per_pack",
     "data.max_segments",
     "data.text_tokens_per_pack",
     "data.sources",
-    "train.seed",
+    "data.area",
+    "data.frames",
     "train.packs_per_step",
 )
 
 
 def check_same_run(config: TrainRun, config_file: Path) -> None:
-    """Raise ConfigError where a run folder holds a run of other model, data or objective."""
+    """Raise ConfigError where a run folder holds a run of other model, data or objective.
+
+    Another stage of a curriculum has data and an objective of its own.
+    """
     before = from_yaml(TrainRun, config_file.read_text(), source=str(config_file))
-    for path in _FIXED:
+    same_stage = before.stage == config.stage
+    for path in (*_OF_RUN, *(_OF_STAGE if same_stage else ())):
         for name, old, new in _differences(path, _get(before, path), _get(config, path)):
             raise ConfigError(
                 name,
@@ -41,6 +49,13 @@ def check_same_run(config: TrainRun, config_file: Path) -> None:
                 f"the run in {config_file.parent} was started with {old!r}",
                 f"set {name}={old} to go on with it, or name= another run",
             )
+    if same_stage and num_held_out(before) != num_held_out(config):
+        raise ConfigError(
+            "validation.clips",
+            num_held_out(config),
+            f"the run in {config_file.parent} holds out {num_held_out(before)} clips, and trained on all others",
+            "keep validation as it was, or give validation.uri= another dataset; or name= another run",
+        )
     if (before.optim.ema_decay is None) != (config.optim.ema_decay is None):
         raise ConfigError(
             "optim.ema_decay",
@@ -52,38 +67,32 @@ def check_same_run(config: TrainRun, config_file: Path) -> None:
         logging.getLogger(__name__).info("settings differ from the last start; the old ones are kept beside the new")
 
 
-def load_newest(checkpoints: Path, engine: Engine) -> int:
-    """Fill the engine from the newest checkpoint; the number of steps done, 0 where there is none; a collective call.
+def newest_position(checkpoints: Path, store: Storage | None) -> tuple[int, Position | None]:
+    """Steps done and position as the newest checkpoint tells them, before its files are read; a collective call.
 
-    Raises CheckpointError on every rank where any of them met a file that cannot be used.
+    (0, None) where there is none.
     """
-    found = list_checkpoints(checkpoints)
-    if not found:
-        return 0
-    step, failure = 0, None
-    try:
-        step = _fill(engine, found[-1])
-    except CheckpointError as error:
-        failure = error
-    # ranks read files of their own, and one that fails would leave the others waiting for it
-    failures: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, None if failure is None else str(failure))
-    if failure is not None:
-        raise failure
-    if any(failures):
-        raise CheckpointError("; ".join(f"rank {rank} failed: {text}" for rank, text in enumerate(failures) if text))
-    logging.getLogger(__name__).info("going on from %s", found[-1])
-    return step
+    found: list[tuple[int, dict[str, Any]] | None] = [None]
+    if dist.get_rank() == 0:
+        manifest = _newest_manifest(checkpoints, store)
+        found = [None if manifest is None else (manifest.step, manifest.progress)]
+    dist.broadcast_object_list(found)
+    if found[0] is None:
+        return 0, None
+    step, progress = found[0]
+    return step, read_position(progress, checkpoints)
 
 
-def _fill(engine: Engine, checkpoint: Path) -> int:
-    reader = CheckpointReader(checkpoint)
-    if engine.zero < 3:
-        reader.fill_parameters(engine.local_parameters())
-    for fragment in held_fragments(engine):
-        reader.fill(fragment)
-    engine.publish_weights()
-    return reader.manifest.step
+def _newest_manifest(checkpoints: Path, store: Storage | None) -> Manifest | None:
+    """The newest that can be read, in the folder or else in the store."""
+    places: list[Place] = [FolderPlace(checkpoints), *([] if store is None else [StorePlace(store)])]
+    found = [(name, place) for place in places for name in place.names()]
+    for name, place in sorted(found, key=lambda row: row[0], reverse=True):
+        try:
+            return place.manifest(name)
+        except CheckpointError as error:
+            logging.getLogger(__name__).warning("%s", error)
+    return None
 
 
 def _get(config: Any, path: str) -> Any:

@@ -1,35 +1,44 @@
-"""`megavideo train`: one run, from its folder's newest checkpoint or from the start, to its last step."""
+"""`megavideo train`: the stages of a run, from where its folder stands to the end of the last one."""
 
 from __future__ import annotations
 
-import json
+import gc
 import logging
-import sys
-from collections import Counter
-from dataclasses import asdict, dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
-from megavideo.config.dump import to_yaml
+from megavideo.checkpoint.restore import restore, restore_weights
+from megavideo.checkpoint.saver import Checkpointer, SaveGroup
+from megavideo.config.curriculum import Stage, stages_of
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, info_bytes, parse_info
-from megavideo.data.storage import download_all, write_file
-from megavideo.errors import ConfigError
-from megavideo.generate.loaded_run import SAMPLING_FILE
-from megavideo.observe.metrics import MetricsSink, MetricsWriter
+from megavideo.data.plan import StagePlace
+from megavideo.errors import NumericsError, StopRequested
+from megavideo.observe.faults import FaultLog
 from megavideo.observe.progress import TrainingProgress
-from megavideo.observe.run_folder import RunFolder, create_run_folder
 from megavideo.optim.schedule import learning_rate
-from megavideo.parallel.distributed import Launch, process_group
-from megavideo.train.build import build_parts
-from megavideo.train.loop import FAULTS_FILE, Loop
+from megavideo.parallel.deepspeed import forget_groups
+from megavideo.parallel.distributed import Launch, own_store, process_group
+from megavideo.parallel.fragments import owned_fragments
+from megavideo.train.build import Parts, build_parts
+from megavideo.train.loop import Ending, Loop, Tools, mean_loss
 from megavideo.train.peak import peak_flops_per_second
-from megavideo.train.resume import check_same_run, load_newest
+from megavideo.train.position import Position, read_position
+from megavideo.train.record import FAULTS_FILE, Recorder, host
+from megavideo.train.resume import newest_position
+from megavideo.train.saving import Saving
+from megavideo.train.setup import RunPlace, build_previewer, build_validator, checkpoint_store
+from megavideo.train.signals import StopRequest
+from megavideo.train.stages import next_stage
 from megavideo.train.step import Trainer
+from megavideo.train.stragglers import Stragglers
+from megavideo.train.watchdog import Hang, Watchdog, collective_timeout
 
-_DATASET_COPY = "dataset.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,105 +52,213 @@ class TrainReport:
     first_loss: float
     last_loss: float
     skipped: int
+    rollbacks: int
+    stages: tuple[str, ...]
     parameters: int
 
 
 def train(config: TrainRun) -> TrainReport:
     """Train, alone or as one of the processes that torchrun or srun started. Ends with a saved checkpoint.
 
-    Raises MegavideoError of the kind that fits: settings, data, checkpoint, topology or numerics.
+    Raises MegavideoError of the kind that fits: settings, data, checkpoint, topology or numerics; StopRequested, once
+    the run is saved, where SIGTERM or SIGUSR1 asked it to end.
     """
-    with process_group() as launch:
-        return _train(config, launch)
+    stages = stages_of(config)
+    with process_group(collective_timeout(config.guard.hang_seconds)) as launch, StopRequest() as stop:
+        return _Run(stages, launch, stop).to_end()
 
 
-def _train(config: TrainRun, launch: Launch) -> TrainReport:
-    place = RunFolder(Path(config.output) / config.name)
-    _check_output(config, place)
-    if place.config.exists():
-        check_same_run(config, place.config)
-    parts = build_parts(config, launch, _version_of(config, place))
-    _check_same_dataset(place, parts.dataset)
-    dist.barrier()  # every rank has read the old settings before the first one replaces them
-    if launch.rank == 0:
-        create_run_folder(place.root, to_yaml(config), sys.argv)
-        write_file(place.root / _DATASET_COPY, info_bytes(parts.dataset.info))
-        write_file(place.root / SAMPLING_FILE, _sampling_facts(parts.dataset))
-        download_all(parts.dataset.storage, ENCODERS_PREFIX, place.encoders)
-    dist.barrier()
-    begin = load_newest(place.checkpoints, parts.engine)
-    peak = peak_flops_per_second(launch.device, parts.engine.dtype, config.observe.peak_tflops)
-    progress = TrainingProgress(
-        config.train.steps,
-        config.train.log_every,
-        begin,
-        None if peak is None else peak * launch.world_size,
-    )
-    num_parameters = parts.engine.num_parameters()
-    _announce(config, parts.dataset, num_parameters, launch)
-    trainer = Trainer(
-        parts.engine, parts.mesh, launch.device, partial(learning_rate, config.optim, num_steps=config.train.steps)
-    )
-    if launch.rank == 0 and (faults := place.root / FAULTS_FILE).exists():
-        MetricsWriter(faults, begin).close()  # steps after the checkpoint are made again, and so are their faults
-    metrics = MetricsWriter(place.metrics, begin, _sinks(config, place, begin)) if launch.rank == 0 else None
-    try:
-        result = Loop(config, parts, trainer, place, metrics).run(begin, progress)
-    finally:
-        if metrics is not None:
-            metrics.close()
-    return TrainReport(
-        str(place.root), launch.rank, config.train.steps, begin,
-        result.first_loss, result.last_loss, result.skipped, num_parameters,
-    )  # fmt: skip
+@dataclass
+class _Totals:
+    """What a start did so far."""
+
+    resumed_at: int | None = None
+    steps: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
+    parameters: int = 0
+    losses: list[float] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)
 
 
-def _check_output(config: TrainRun, place: RunFolder) -> None:
-    for path in (Path(config.output), place.root):
-        if path.exists() and not path.is_dir():
-            raise ConfigError("output", config.output, f"{path} is a file, and a folder is needed", "name a folder")
+class _Run:
+    """The stages of one start."""
 
+    def __init__(self, stages: tuple[Stage, ...], launch: Launch, stop: StopRequest) -> None:
+        self._stages = stages
+        self._launch = launch
+        self._stop = stop
+        self._place = RunPlace.of(stages[0].config)
+        self._store = checkpoint_store(stages[0].config)
+        self._totals = _Totals()
+        self._peak: float | None = None
 
-def _sinks(config: TrainRun, place: RunFolder, begin: int) -> list[MetricsSink]:
-    from megavideo.observe.tensorboard import TensorBoardSink
-    from megavideo.observe.wandb import WandbSink
+    def to_end(self) -> TrainReport:
+        """Train what is left of the stages."""
+        while True:
+            step, position = newest_position(self._place.folder.checkpoints, self._store)
+            found = next_stage(self._stages, position, step)
+            if found is None:
+                return self._report(step)
+            self._stage(*found)
 
-    sinks: list[MetricsSink] = []
-    if config.observe.tensorboard:
-        sinks.append(TensorBoardSink(place.tensorboard, begin))
-    if config.observe.wandb:
-        sinks.append(WandbSink(config.observe.wandb_project or "megavideo", config.name, place.root, asdict(config)))
-    return sinks
+    def _stage(self, stage: Stage, position: Position) -> None:
+        """One stage to its end, if it is that of the checkpoint that can be read."""
+        config = stage.config
+        self._place.check(stage)
+        place = StagePlace(position.number, position.first_step, position.first_visit)
+        parts = build_parts(config, self._launch, self._place.version(stage), place)
+        self._place.prepare(stage, parts.dataset, self._launch)
+        self._place.tell_sampling(parts, self._launch)
+        begin, restored = self._restored(parts)
+        after = next_stage(self._stages, restored, begin)
+        if after is not None and (after[0].number, after[1].first_step) == (stage.number, position.first_step):
+            self._totals.parameters = parts.engine.num_parameters()
+            self._announce(stage, parts, begin)
+            self._train(stage, parts, begin, after[1])
+        # else the newest checkpoint could not be read, and the one before it is of another stage
+        del parts
+        self._release()
 
+    def _restored(self, parts: Parts, at_most: int | None = None) -> tuple[int, Position | None]:
+        """Steps done and position of the newest whole checkpoint, which the engine now holds."""
+        manifest = restore(self._place.folder.checkpoints, parts.engine, self._store, at_most=at_most)
+        if manifest is None:
+            source = self._stages[0].config.init_from
+            if source is not None and at_most is None:
+                restore_weights(Path(source), parts.engine)
+            return 0, None
+        return manifest.step, read_position(manifest.progress, self._place.folder.checkpoints)
 
-def _version_of(config: TrainRun, place: RunFolder) -> int | None:
-    """The version of the dataset that is asked for, else the one that the run was started on, else the newest."""
-    copy = place.root / _DATASET_COPY
-    if config.data.version is not None or not copy.exists():
-        return config.data.version
-    return parse_info(str(place.root), copy.read_bytes()).version or None
+    def _train(self, stage: Stage, parts: Parts, begin: int, position: Position) -> None:
+        """Loop over the stage, going back to a checkpoint where steps in a row fail."""
+        config, launch, totals = stage.config, self._launch, self._totals
+        if totals.resumed_at is None:
+            totals.resumed_at = begin
+        group = SaveGroup.of_run()
+        validator = build_validator(config, parts, launch)
+        previewer = build_previewer(config, parts, self._place.folder, launch)
+        checkpointer = Checkpointer(config.checkpoint, self._place.folder.checkpoints, group, self._store)
+        watchdog = self._watchdog(stage)
+        restarted = begin > position.first_step
+        drawing = nullcontext() if previewer is None else closing(previewer)
+        with checkpointer, drawing, watchdog:
+            checkpointer.reserve(owned_fragments(parts.engine))
+            while True:
+                recorder = Recorder(stage, self._place.folder, begin, launch.rank == 0)
+                try:
+                    recorder.begins(position, parts.layout.format())
+                    if restarted:
+                        recorder.fault(begin, "restart", host=host(), processes=launch.world_size)
+                    tools = Tools(
+                        trainer=self._trainer(config, parts, position),
+                        recorder=recorder,
+                        saving=Saving(stage, parts, checkpointer, recorder, begin),
+                        progress=self._progress(config, parts, begin, position),
+                        watchdog=watchdog,
+                        stop=self._stop,
+                        stragglers=Stragglers(config.guard, launch),
+                        validator=validator,
+                        previewer=previewer,
+                    )
+                    ending = Loop(stage, parts, tools).run(begin, position)
+                    self._count(ending, stage)
+                    if ending.reason == "unstable":
+                        checkpointer.wait()
+                        begin, position = self._rolled_back(parts, ending, config)
+                        recorder.fault(
+                            ending.step, "rollback", back_to=begin, passed_over=list(ending.unstable), host=host()
+                        )
+                finally:
+                    recorder.close()
+                if ending.reason != "unstable":
+                    break
+                restarted = False
+        if ending.reason == "stopped":
+            raise StopRequested(
+                f"{self._place.folder.root}: asked to stop, and saved after step {ending.step}. Remedy: the same "
+                "command goes on from there"
+            )
 
-
-def _check_same_dataset(place: RunFolder, dataset: LatentDataset) -> None:
-    copy = place.root / _DATASET_COPY
-    if copy.exists() and copy.read_bytes() != info_bytes(dataset.info):
-        raise ConfigError(
-            "data.uri",
-            dataset.uri,
-            f"the run in {place.root} was started on another dataset",
-            "give the dataset that it was started on, or name= another run",
+    def _rolled_back(self, parts: Parts, ending: Ending, config: TrainRun) -> tuple[int, Position]:
+        """The engine as it was before the steps that failed, and where that is."""
+        bad = ending.unstable
+        told = (
+            f"{len(bad)} steps in a row, the last of them {bad[-1] + 1}, were skipped; see "
+            f"{self._place.folder.root / FAULTS_FILE} for their samples"
         )
+        if ending.position.rollbacks >= config.guard.max_rollbacks:
+            raise NumericsError(
+                f"{told}. The run went back {ending.position.rollbacks} times already, as guard.max_rollbacks allows. "
+                "Remedy: lower optim.lr, or name those samples in a file for guard.exclude"
+            )
+        begin, restored = self._restored(parts, at_most=bad[0])
+        if restored is None:
+            raise NumericsError(
+                f"{told}, and there is no checkpoint from before them. Remedy: lower optim.lr, or name those samples "
+                "in a file for guard.exclude"
+            )
+        if restored.number != ending.position.number or restored.finished is not None:
+            number, name = ending.position.number, ending.position.stage
+            restored = Position(name, number, first_step=begin, first_visit=restored.next_visit)
+        position = replace(restored, rollbacks=ending.position.rollbacks).rolled_back(bad)
+        self._totals.rollbacks += 1
+        _log.warning("%s. Back to step %d; the data of these steps is passed over", told, begin)
+        return begin, position
 
+    def _trainer(self, config: TrainRun, parts: Parts, position: Position) -> Trainer:
+        schedule = partial(learning_rate, config.optim, num_steps=config.train.steps)
+        first = position.first_step
+        return Trainer(parts.engine, parts.mesh, self._launch.device, lambda step: schedule(step - first))
 
-def _sampling_facts(dataset: LatentDataset) -> bytes:
-    """What sampling needs of the dataset besides its encoders: the most common frame rate."""
-    rates = Counter(sample.fps for sample in dataset.samples if sample.latent.t > 1) or Counter([1.0])
-    return json.dumps({"fps": rates.most_common(1)[0][0]}).encode()
+    def _progress(self, config: TrainRun, parts: Parts, begin: int, position: Position) -> TrainingProgress:
+        if self._peak is None:
+            device, dtype = self._launch.device, parts.engine.dtype
+            self._peak = peak_flops_per_second(device, dtype, config.observe.peak_tflops)
+        peak = None if self._peak is None else self._peak * self._launch.world_size
+        return TrainingProgress(position.first_step + config.train.steps, config.train.log_every, begin, peak)
 
+    def _watchdog(self, stage: Stage) -> Watchdog:
+        launch = self._launch
+        faults = self._place.folder.root / FAULTS_FILE
 
-def _announce(config: TrainRun, dataset: LatentDataset, num_parameters: int, launch: Launch) -> None:
-    logging.getLogger(__name__).info(
-        "%s: %.2f M parameters, %d samples, %d packs of %d tokens a step, layout %s on %d processes",
-        config.name, num_parameters / 1e6, dataset.info.num_samples, config.train.packs_per_step,
-        config.data.tokens_per_pack, config.layout, launch.world_size,
-    )  # fmt: skip
+        def report(hang: Hang) -> None:
+            FaultLog(faults).write(hang.step, "hang", **hang.fields())
+
+        seconds, store = stage.config.guard.hang_seconds, own_store(f"watchdog-{stage.number}")
+        return Watchdog(seconds, launch.rank, launch.world_size, host(), report, store)
+
+    def _count(self, ending: Ending, stage: Stage) -> None:
+        totals = self._totals
+        totals.losses += ending.losses
+        totals.skipped += ending.skipped
+        totals.steps = ending.step
+        if stage.name and stage.name not in totals.stages:
+            totals.stages.append(stage.name)
+
+    def _release(self) -> None:
+        """Free what a stage held, so that the next one can take its place under another layout."""
+        forget_groups()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        dist.barrier()
+
+    def _report(self, step: int) -> TrainReport:
+        totals = self._totals
+        tenth = max(1, len(totals.losses) // 10)
+        return TrainReport(
+            str(self._place.folder.root), self._launch.rank, step,
+            step if totals.resumed_at is None else totals.resumed_at,
+            mean_loss(totals.losses[:tenth]), mean_loss(totals.losses[-tenth:]), totals.skipped, totals.rollbacks,
+            tuple(totals.stages), totals.parameters,
+        )  # fmt: skip
+
+    def _announce(self, stage: Stage, parts: Parts, begin: int) -> None:
+        config = stage.config
+        name = f"{config.name}, stage {stage.number} of {stage.of}, {stage.name}" if stage.name else config.name
+        _log.info(
+            "%s: %.2f M parameters, %d samples, %d packs of %d tokens a step, layout %s on %d processes, from step %d",
+            name, self._totals.parameters / 1e6, len(parts.feed.selected.table), config.train.packs_per_step,
+            config.data.tokens_per_pack, config.layout, self._launch.world_size, begin,
+        )  # fmt: skip

@@ -1,0 +1,164 @@
+"""What a run writes of itself: the numbers of each step, its faults, stages and validations. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from megavideo.checkpoint.saver import SaveEvent
+from megavideo.config.curriculum import Stage
+from megavideo.errors import DataError
+from megavideo.observe.faults import FaultKind, FaultLog
+from megavideo.observe.memory import memory_metrics
+from megavideo.observe.metrics import MetricsSink, MetricsWriter
+from megavideo.observe.plot import plot_loss
+from megavideo.observe.run_folder import RunFolder
+from megavideo.observe.stages import StageLog, StageRow
+from megavideo.observe.tensorboard import TensorBoardSink
+from megavideo.observe.validations import ValidationLog
+from megavideo.observe.wandb import WandbSink
+from megavideo.train.position import Position
+from megavideo.train.step import StepReport, Suspect
+
+FAULTS_FILE = "faults.jsonl"
+_NAMED_SUSPECTS = 8
+
+_log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """The record of a stage from `step` on. What the files tell of later steps is dropped, as those are made again.
+
+    On ranks other than the first (`first` False) every call does nothing.
+    """
+
+    def __init__(self, stage: Stage, folder: RunFolder, step: int, first: bool) -> None:
+        self._stage = stage
+        self._folder = folder
+        self._first = first
+        self._saved_blocked_seconds: float | None = None
+        if first:
+            config = stage.config
+            self._tensorboard = TensorBoardSink(folder.tensorboard, step) if config.observe.tensorboard else None
+            self._metrics = MetricsWriter(folder.metrics, step, self._sinks())
+            self._faults = FaultLog(folder.root / FAULTS_FILE, step)
+            self._validations = ValidationLog(folder.root / "validation.jsonl", step)
+            self._stages = StageLog(folder.root / "stages.jsonl", step)
+
+    def close(self) -> None:
+        """Write out what is held back."""
+        if self._first:
+            self._metrics.close()
+
+    def begins(self, position: Position, layout: str) -> None:
+        """The stage begins or goes on."""
+        if self._first and self._stage.number:
+            row = StageRow(
+                position.stage, position.number, self._stage.of, position.first_step + 1, None,
+                self._stage.config.train.steps, layout,
+            )  # fmt: skip
+            self._stages.begin(row)
+            if self._tensorboard is not None:
+                about = f"{position.stage}, stage {position.number} of {self._stage.of}, layout {layout}"
+                self._tensorboard.write_stage(position.first_step + 1, about)
+
+    def ends(self, step: int) -> None:
+        """The stage is over."""
+        if self._first and self._stage.number:
+            self._stages.end(step)
+
+    def step(self, report: StepReport, values: dict[str, Any]) -> None:
+        """The numbers of a step; `values` are those beside what the step reports of itself."""
+        if not self._first:
+            return
+        blocked, self._saved_blocked_seconds = self._saved_blocked_seconds, None
+        row = {
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.learning_rate,
+            "skipped": not report.applied,
+            "spike": report.spike,
+            **{f"loss_{name}": value for name, value in report.terms.items()},
+            **values,
+            **memory_metrics(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None),
+            "stage": self._stage.name,
+        }
+        self._metrics.write(report.step + 1, row if blocked is None else row | {"saved_blocked_seconds": blocked})
+
+    def passed_over(self, step: int) -> None:
+        """A step whose data is left out after a rollback."""
+        if self._first:
+            row = {"loss": None, "skipped": True, "passed_over": True, "tokens": 0, "stage": self._stage.name}
+            self._metrics.write(step + 1, row)
+
+    def skipped(self, report: StepReport, suspects: Sequence[Suspect]) -> None:
+        """A step that was not applied, and the samples it was made of."""
+        if not self._first:
+            return
+        named = [f"{s.sample_id} (visit {s.visit}, t {s.timestep:.1f}, grid {s.grid})" for s in suspects]
+        more = f" and {len(named) - _NAMED_SUSPECTS} more" if len(named) > _NAMED_SUSPECTS else ""
+        _log.warning(
+            "step %d skipped: loss %s, gradient norm %s; samples: %s%s",
+            report.step + 1, report.loss, report.grad_norm, ", ".join(named[:_NAMED_SUSPECTS]), more,
+        )  # fmt: skip
+        kind: FaultKind = "spike" if report.spike else "non_finite"
+        samples = [asdict(s) | {"error": str(s.error)} for s in suspects]
+        self._faults.write(report.step + 1, kind, loss=str(report.loss), samples=samples)
+
+    def fault(self, step: int, kind: FaultKind, **fields: Any) -> None:
+        """Any other fault after `step` steps."""
+        if self._first:
+            self._faults.write(step, kind, **fields)
+
+    def saving(self, blocked_seconds: float) -> None:
+        """A save was begun; how long training was blocked stands in the row of the next step."""
+        self._saved_blocked_seconds = blocked_seconds
+
+    def saved(self, events: Sequence[SaveEvent]) -> None:
+        """Saves that ended; a picture of the loss is drawn after one that worked."""
+        if not self._first:
+            return
+        for event in events:
+            if (reason := event.failure or event.copy_failure) is not None:
+                self._faults.write(event.step, "save_failed", reason=reason, place=event.place)
+        if any(event.failure is None for event in events):
+            self._plot()
+
+    def validated(self, step: int, values: dict[str, Any]) -> None:
+        """What a validation measured."""
+        if self._first:
+            self._validations.write(step, self._stage.name, values)
+            if self._tensorboard is not None:
+                self._tensorboard.write_validation(step, values)
+
+    def sampled(self, step: int, samples: Sequence[tuple[str, np.ndarray]]) -> None:
+        """Samples of prompts: frames uint8 [T, H, W, 3] of each."""
+        if self._first and self._tensorboard is not None:
+            self._tensorboard.write_samples(step, samples)
+
+    def _sinks(self) -> list[MetricsSink]:
+        config, sinks = self._stage.config, list[MetricsSink]()
+        if self._tensorboard is not None:
+            sinks.append(self._tensorboard)
+        if config.observe.wandb:
+            project = config.observe.wandb_project or "megavideo"
+            sinks.append(WandbSink(project, config.name, self._folder.root, asdict(config)))
+        return sinks
+
+    def _plot(self) -> None:
+        """A picture that cannot be drawn, as one of no finite loss, ends no run."""
+        try:
+            plot_loss(self._folder.metrics, self._folder.pictures / "loss.png")
+        except (DataError, OSError) as error:
+            _log.warning("no loss plot: %s", error)
+
+
+def host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()

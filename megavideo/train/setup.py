@@ -1,0 +1,117 @@
+"""What a start does before its first step: the run folder, what must not have changed, and what is measured besides."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megavideo.config.curriculum import Stage
+from megavideo.config.dump import to_yaml
+from megavideo.config.schema.train import TrainRun
+from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, info_bytes, parse_info
+from megavideo.data.retry import RetryPolicy
+from megavideo.data.storage import Storage, download_all, open_storage, write_file
+from megavideo.data.table import most_common_fps
+from megavideo.encoders.folder import same_encoders
+from megavideo.errors import ConfigError
+from megavideo.generate.loaded_run import SAMPLING_FILE
+from megavideo.observe.run_folder import RunFolder, create_run_folder
+from megavideo.parallel.distributed import Launch
+from megavideo.train.build import Parts
+from megavideo.train.held_out_clips import open_held_out
+from megavideo.train.preview import Previewer
+from megavideo.train.resume import check_same_run
+from megavideo.train.validation import Validator
+
+# a store that is gone for minutes shall cost a checkpoint's copy, not the run
+_CHECKPOINT_STORE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """The folder of a run, on every rank."""
+
+    folder: RunFolder
+
+    @classmethod
+    def of(cls, config: TrainRun) -> RunPlace:
+        """Raises ConfigError where it, or the folder of all runs, is a file."""
+        place = RunFolder(Path(config.output) / config.name)
+        for path in (Path(config.output), place.root):
+            if path.exists() and not path.is_dir():
+                raise ConfigError("output", config.output, f"{path} is a file, and a folder is needed", "name a folder")
+        return cls(place)
+
+    def check(self, stage: Stage) -> None:
+        """Raise ConfigError where the folder holds a run of other settings."""
+        if self.folder.config.exists():
+            check_same_run(stage.config, self.folder.config)
+
+    def version(self, stage: Stage) -> int | None:
+        """The version of the dataset that is asked for, else the one that the stage began with, else the newest."""
+        copy = self._dataset_copy(stage)
+        if stage.config.data.version is not None or not copy.exists():
+            return stage.config.data.version
+        return parse_info(str(self.folder.root), copy.read_bytes()).version or None
+
+    def prepare(self, stage: Stage, dataset: LatentDataset, launch: Launch) -> None:
+        """Make or go on with the folder; a collective call.
+
+        Raises ConfigError where the stage was begun on another dataset, or the run with another autoencoder.
+        """
+        copy = self._dataset_copy(stage)
+        if copy.exists() and copy.read_bytes() != info_bytes(dataset.info):
+            raise ConfigError(
+                "data.uri",
+                dataset.uri,
+                f"the run in {self.folder.root} was started on another dataset",
+                "give the dataset that it was started on, or name= another run",
+            )
+        if not same_encoders(dataset.storage, ENCODERS_PREFIX, self.folder.encoders):
+            raise ConfigError(
+                "data.uri",
+                dataset.uri,
+                f"was encoded by another autoencoder or text encoder than the run in {self.folder.root} began with",
+                "encode it with the same ones, or name= another run",
+            )
+        dist.barrier()  # every rank has read the old settings before the first one replaces them
+        if launch.rank == 0:
+            create_run_folder(self.folder.root, to_yaml(stage.config), sys.argv)
+            write_file(copy, info_bytes(dataset.info))
+            download_all(dataset.storage, ENCODERS_PREFIX, self.folder.encoders)
+        dist.barrier()
+
+    def tell_sampling(self, parts: Parts, launch: Launch) -> None:
+        """Write what sampling needs of the dataset besides its encoders: the most common frame rate of its clips."""
+        if launch.rank == 0:
+            fps = most_common_fps(parts.feed.selected.table)
+            write_file(self.folder.root / SAMPLING_FILE, json.dumps({"fps": fps}).encode())
+
+    def _dataset_copy(self, stage: Stage) -> Path:
+        return self.folder.root / (f"dataset_{stage.name}.json" if stage.name else "dataset.json")
+
+
+def checkpoint_store(config: TrainRun) -> Storage | None:
+    """The store that checkpoints are copied or written to, None where they stay in the run folder."""
+    uri = config.checkpoint.uri
+    return None if uri is None else open_storage(f"{uri}/{config.name}", RetryPolicy(_CHECKPOINT_STORE_SECONDS))
+
+
+def build_validator(config: TrainRun, parts: Parts, launch: Launch) -> Validator | None:
+    """What measures the loss on clips that are not trained on; None where `validation.every` is."""
+    if config.validation.every is None:
+        return None
+    held_out = open_held_out(config, parts.dataset, parts.feed.selected)
+    return Validator(config, parts.engine, held_out, launch.device)
+
+
+def build_previewer(config: TrainRun, parts: Parts, folder: RunFolder, launch: Launch) -> Previewer | None:
+    """What draws samples of prompts; None where `validation.samples_every` is. A collective call."""
+    if config.validation.samples_every is None:
+        return None
+    info = parts.dataset.info
+    return Previewer(config, parts.engine, (info.time_ratio, info.space_ratio), folder, launch.device)
