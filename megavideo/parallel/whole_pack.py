@@ -19,8 +19,8 @@ def whole_pack(own: torch.Tensor, mesh: ProcessMesh, groups: Groups) -> torch.Te
     sp) make the same use of them, and nothing passes between them.
     """
     # the runs lie tp fastest, then ulysses, then ring: `ProcessMesh.own_tokens`
-    axes = ((mesh.tp if mesh.sp else 1, groups.tp), (mesh.ulysses, groups.ulysses), (mesh.ring, groups.ring))
-    for size, group in axes:
-        if size > 1:
-            own = gather(own, group)
-    return own
+    if mesh.sp:
+        own = gather(own, groups.tp)
+    if mesh.ulysses > 1:
+        own = gather(own, groups.ulysses)
+    return gather(own, groups.ring) if mesh.ring > 1 else own

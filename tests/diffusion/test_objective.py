@@ -100,3 +100,12 @@ def test_shift_sigma_weights() -> None:
     for level in (0.0, 0.4, 1.0):
         assert objective.noise(CLEAN, NOISE, level).weight == pytest.approx(1.0 + 2.5 * level)
     assert math.isfinite(objective.noise(CLEAN, NOISE, 1.0).timestep)
+
+
+@pytest.mark.parametrize("config", [FLOW, EPSILON, V, V_ZERO])
+def test_the_clean_sample_moves_with_the_prediction_by_the_slope(config: DiffusionConfig) -> None:
+    objective = build_objective(config)
+    one, other = CLEAN.double(), NOISE.double()
+    for timestep in (3.0, 250.0, 600.0, 990.0):
+        moved = objective.clean(one, one, timestep) - objective.clean(one, other, timestep)
+        assert torch.allclose(moved, objective.slope(timestep) * (one - other), rtol=1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple
 
+from megavideo.config.schema.loss_terms import LossTermsConfig
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
 
@@ -45,6 +46,11 @@ def shift_belongs_to_flow(cfg: TrainRun) -> None:
     if diffusion.shift_by_size:
         remedy = "add diffusion.shift_by_size=false"
         raise ConfigError("diffusion.shift_by_size", True, "has no effect with objective=ddpm", remedy)
+    if diffusion.shift_by_content:
+        remedy = "add diffusion.shift_by_content=0"
+        raise ConfigError(
+            "diffusion.shift_by_content", diffusion.shift_by_content, "has no effect with objective=ddpm", remedy
+        )
 
 
 def one_kind_of_shift(cfg: TrainRun) -> None:
@@ -106,6 +112,22 @@ def some_condition_is_drawn(cfg: TrainRun) -> None:
         raise ConfigError("diffusion.conditions", list(weights), rule, "take diffusion.conditions.text=1.0")
 
 
+def settings_of_terms_fit(cfg: TrainRun) -> None:
+    """How much is decoded belongs to the perceptual term; the level above which clips take no part, to any term."""
+    terms, plain = cfg.diffusion.terms, LossTermsConfig()
+    owners = ("temporal_consistency", "motion_smoothness", "perceptual")
+    needs = {"perceptual_clips": owners[2:], "perceptual_frames": owners[2:], "max_level": owners}
+    for name, needed in needs.items():
+        value = getattr(terms, name)
+        if value != getattr(plain, name) and not any(getattr(terms, owner) for owner in needed):
+            raise ConfigError(
+                f"diffusion.terms.{name}",
+                value,
+                f"has no effect without a weight of {' or '.join(needed)}",
+                f"give diffusion.terms.{needed[0]} a weight, as 0.1, or leave it out",
+            )
+
+
 DIFFUSION_RULES = (
     prediction_fits_objective,
     logit_settings_fit_timesteps,
@@ -115,4 +137,5 @@ DIFFUSION_RULES = (
     min_snr_fits,
     shift_sigma_fits,
     some_condition_is_drawn,
+    settings_of_terms_fit,
 )
