@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +18,7 @@ _MANY = 512
 _TEXT_LEVELS = 4  # classes by caption length, where captions may fill a pack before its video does
 _MAX_SCALE = 1000  # visits of the source seen most often, within which those of each source are a whole number
 _TOLERANCE = 1e-3  # relative, of a weight
+_MOST_NAMED = 100
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,19 @@ class Dropped:
 
     sample_id: str
     reason: str
+
+
+@dataclass(frozen=True)
+class DroppedSamples:
+    """How many samples no pack can take, and the first of them."""
+
+    count: int = 0
+    first: tuple[Dropped, ...] = ()
+
+    def with_more(self, count: int, named: Iterable[Dropped]) -> DroppedSamples:
+        """These and `count` more, of which as many are named as there is room for."""
+        room = _MOST_NAMED - len(self.first)
+        return DroppedSamples(self.count + count, (*self.first, *itertools.islice(named, room)))
 
 
 @dataclass(frozen=True)
@@ -68,15 +84,22 @@ class _Range:
 
 def make_classes(
     table: SampleTable, patch: tuple[int, int, int], limits: PackLimits, weights: Sequence[float]
-) -> tuple[SizeClasses | None, tuple[Dropped, ...]]:
+) -> tuple[SizeClasses | None, DroppedSamples]:
     """Classes of the samples that fit a pack, and the samples that do not; `weights` are those of the table's groups.
 
     Samples of weight 0 are in neither. None where no sample is left.
     """
     repeats = whole_repeats([w if np.any(table.run_group == g) else 0.0 for g, w in enumerate(weights)])
-    dropped: list[Dropped] = []
-    ranges = sorted(_ranges(table, patch, limits, repeats, dropped), key=lambda r: (r.repeats, r.level, r.tokens))
-    return (_merged(ranges) if ranges else None), tuple(dropped)
+    dropped = DroppedSamples()
+    ranges: list[_Range] = []
+    for one, fitting in _ranges(table, patch, limits, repeats):
+        if fitting < one.end:
+            unfit = (_dropped(table, row, one.tokens, limits) for row in range(fitting, one.end))
+            dropped = dropped.with_more(one.end - fitting, unfit)
+        if fitting > one.begin:
+            ranges.append(replace(one, end=fitting))
+    ranges.sort(key=lambda r: (r.repeats, r.level, r.tokens))
+    return (_merged(ranges) if ranges else None), dropped
 
 
 def whole_repeats(weights: Sequence[float]) -> list[int]:
@@ -92,30 +115,32 @@ def whole_repeats(weights: Sequence[float]) -> list[int]:
 
 
 def _ranges(
-    table: SampleTable, patch: tuple[int, int, int], limits: PackLimits, repeats: Sequence[int], dropped: list[Dropped]
-) -> Iterator[_Range]:
+    table: SampleTable, patch: tuple[int, int, int], limits: PackLimits, repeats: Sequence[int]
+) -> Iterator[tuple[_Range, int]]:
+    """Runs of rows that are trained on, each with the row from which its samples fit no pack."""
     patch_volume = int(np.prod(patch))
-    last_of_runs = table.text[table.run_begin[1:] - 1]  # the longest caption of each
-    longest = limits.text_need(int(last_of_runs.max(initial=1)))
+
+    def text_of(row: int) -> int:
+        return int(table.text[table.index[row]])
+
+    longest = limits.text_need(max((text_of(end - 1) for end in table.run_begin[1:].tolist()), default=1))
     binding = longest * limits.segments > limits.text_tokens
     for run, (group, volume) in enumerate(zip(table.run_group.tolist(), table.run_volume.tolist(), strict=True)):
         begin, end = int(table.run_begin[run]), int(table.run_begin[run + 1])
-        if begin == end or not repeats[group]:
+        if not repeats[group]:
             continue
-        tokens = volume // patch_volume
-        fitting = 0
+        tokens, fitting = volume // patch_volume, begin
         if limits.takes(tokens, 0):
-            fitting = int(np.searchsorted(table.text[begin:end], limits.text_tokens, side="right"))
-        dropped += [_dropped(table, row, tokens, limits) for row in range(begin + fitting, end)]
-        if fitting:
-            text = limits.text_need(int(table.text[begin + fitting - 1]))
-            level = (text - 1) * _TEXT_LEVELS // longest if binding else 0
-            yield _Range(repeats[group], level, tokens, text, begin, begin + fitting)
+            fitting = bisect_right(range(end), limits.text_tokens, lo=begin, key=text_of)
+        text = limits.text_need(text_of(fitting - 1)) if fitting > begin else 0
+        level = (text - 1) * _TEXT_LEVELS // longest if binding and text else 0
+        yield _Range(repeats[group], level, tokens, text, begin, end), fitting
 
 
 def _dropped(table: SampleTable, row: int, tokens: int, limits: PackLimits) -> Dropped:
-    need = f"{tokens} video and {limits.text_need(int(table.text[row]))} text tokens"
-    return Dropped(table.sample_id(row), f"{need}; a pack takes {limits.tokens} and {limits.text_tokens}")
+    sample = int(table.index[row])
+    need = f"{tokens} video and {limits.text_need(int(table.text[sample]))} text tokens"
+    return Dropped(table.sample_id(sample), f"{need}; a pack takes {limits.tokens} and {limits.text_tokens}")
 
 
 def _merged(ranges: Sequence[_Range]) -> SizeClasses:

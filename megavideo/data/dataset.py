@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from safetensors.numpy import load, save
 
 from megavideo.data.caption_texts import CAPTION_COLUMNS
 from megavideo.data.captions import WeightedCaption
+from megavideo.data.manifest import Manifest, damaged
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.storage import Storage, open_storage
 from megavideo.errors import DataError
-from megavideo.types import Grid, SampleInfo
+from megavideo.types import SampleInfo
 
 DATASET_NAME = "dataset.json"
 NULL_TEXT_NAME = "null_text.safetensors"
@@ -89,20 +91,43 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class LatentDataset:
-    """A whole dataset. `null_text` [L0, text_dim] float16 is the encoding of the empty caption."""
+    """A whole dataset. `null_text` [L0, text_dim] float16 is the encoding of the empty caption.
+
+    Its samples are in the manifest, which is not read yet: as columns for any number of them (`data/tables.py`), or as
+    `samples`, one object each, for as many as memory takes.
+    """
 
     uri: str
     info: DatasetInfo
-    samples: tuple[SampleInfo, ...]
     null_text: np.ndarray
     storage: Storage
 
+    @property
+    def manifest(self) -> Manifest:
+        """The list of its samples, as a file to be read."""
+        info = self.info
+        return Manifest(
+            uri=self.uri,
+            name=info.manifest_name,
+            storage=self.storage,
+            checksum=info.checksums.get(info.manifest_name, ""),
+            num_samples=info.num_samples,
+            patch=info.patch,
+            time_ratio=info.time_ratio,
+            space_ratio=info.space_ratio,
+        )
+
+    @cached_property
+    def samples(self) -> tuple[SampleInfo, ...]:
+        """Every sample, read when first asked for; DataError where the manifest is damaged."""
+        return tuple(sample for part in self.manifest.parts() for sample in part.samples())
+
 
 def open_dataset(uri: str, retry: RetryPolicy | None = None, version: int | None = None) -> LatentDataset:
-    """Open the dataset at `uri`, a folder or an s3:// prefix; shards are not read. `retry` is for a store.
+    """Open the dataset at `uri`, a folder or an s3:// prefix; neither shards nor manifest are read.
 
-    `version` is an earlier one than the newest. Raises DataError where it is missing, unfinished, of another format,
-    or where its files do not belong together.
+    `retry` is for a store; `version` is an earlier one than the newest. Raises DataError where it is missing,
+    unfinished, of another format, or where its small files do not belong together.
     """
     storage = open_storage(uri, retry)
     name = version_name(version) if version else DATASET_NAME
@@ -115,11 +140,9 @@ def open_dataset(uri: str, retry: RetryPolicy | None = None, version: int | None
             "Remedy: give data.uri the out= of `megavideo encode`, or run encode again"
         )
     info = parse_info(uri, storage.read_bytes(name), name)
-    names = (info.manifest_name, NULL_TEXT_NAME, info.index_name)
-    small = {name: _read_checked(uri, storage, name, info) for name in names}
-    samples = _read_manifest(uri, small[info.manifest_name], info)
+    small = {name: _read_checked(uri, storage, name, info) for name in (NULL_TEXT_NAME, info.index_name)}
     _check_index(uri, small[info.index_name], info)
-    return LatentDataset(uri, info, samples, _read_null_text(uri, small[NULL_TEXT_NAME], info), storage)
+    return LatentDataset(uri, info, _read_null_text(uri, small[NULL_TEXT_NAME], info), storage)
 
 
 def version_name(version: int) -> str:
@@ -180,12 +203,6 @@ def checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _damaged(uri: str, name: str, reason: object) -> DataError:
-    return DataError(
-        f"{uri}/{name}: damaged ({reason}). Remedy: restore it from a copy, or encode again with overwrite=true"
-    )
-
-
 def parse_info(uri: str, data: bytes, name: str = DATASET_NAME) -> DatasetInfo:
     """The description in `data`, which was read from `name`; DataError where it is damaged or of another format."""
     try:
@@ -216,57 +233,30 @@ def parse_info(uri: str, data: bytes, name: str = DATASET_NAME) -> DatasetInfo:
             psnr_clips=0 if old else int(value["psnr_clips"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(uri, name, error) from error
+        raise damaged(uri, name, error) from error
 
 
 def _read_checked(uri: str, storage: Storage, name: str, info: DatasetInfo) -> bytes:
     data = storage.read_bytes(name)
     if checksum(data) != info.checksums.get(name):
-        raise _damaged(uri, name, f"its checksum is not the one in {DATASET_NAME}")
+        raise damaged(uri, name, f"its checksum is not the one in {DATASET_NAME}")
     return data
-
-
-def _read_manifest(uri: str, data: bytes, info: DatasetInfo) -> tuple[SampleInfo, ...]:
-    samples: list[SampleInfo] = []
-    try:
-        for line in data.splitlines():
-            row = json.loads(line)
-            samples.append(
-                SampleInfo(
-                    sample_id=row["sample_id"],
-                    index=row["index"],
-                    latent=Grid(*row["latent"]),
-                    text_tokens=row["text_tokens"],
-                    fps=row["fps"],
-                    caption=row["caption"],
-                    source=row["source"],
-                )
-            )
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(uri, info.manifest_name, error) from error
-    if [sample.index for sample in samples] != list(range(info.num_samples)):
-        raise _damaged(uri, info.manifest_name, f"its indices are not 0 to {info.num_samples - 1} in order")
-    patch_t, patch_h, patch_w = info.patch
-    for sample in samples:
-        if sample.latent.t % patch_t or sample.latent.h % patch_h or sample.latent.w % patch_w:
-            raise _damaged(uri, info.manifest_name, f"sample {sample.sample_id} does not divide by patch {info.patch}")
-    return tuple(samples)
 
 
 def _check_index(uri: str, data: bytes, info: DatasetInfo) -> None:
     try:
         num_samples = sum(int(shard["samples"]) for shard in json.loads(data)["shards"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(uri, info.index_name, error) from error
+        raise damaged(uri, info.index_name, error) from error
     if num_samples != info.num_samples:
-        raise _damaged(uri, info.index_name, f"{num_samples} samples, and {DATASET_NAME} says {info.num_samples}")
+        raise damaged(uri, info.index_name, f"{num_samples} samples, and {DATASET_NAME} says {info.num_samples}")
 
 
 def _read_null_text(uri: str, data: bytes, info: DatasetInfo) -> np.ndarray:
     try:
         text: np.ndarray = load(data)["text"]
     except (SafetensorError, KeyError) as error:
-        raise _damaged(uri, NULL_TEXT_NAME, error) from error
+        raise damaged(uri, NULL_TEXT_NAME, error) from error
     if text.ndim != 2 or text.shape[0] < 1 or text.shape[1] != info.text_dim:
-        raise _damaged(uri, NULL_TEXT_NAME, f"shape {text.shape}, and [L, {info.text_dim}] is due")
+        raise damaged(uri, NULL_TEXT_NAME, f"shape {text.shape}, and [L, {info.text_dim}] is due")
     return text

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from megavideo.data.balance import shares
-from megavideo.data.classes import Dropped, make_classes
+from megavideo.data.classes import DroppedSamples, make_classes
 from megavideo.data.packing import PackLimits
 from megavideo.data.patches import token_grid
 from megavideo.data.permutation import Integers, Keys, keys, mix, permute, shuffled
 from megavideo.data.recipe import make_recipe
-from megavideo.data.table import SampleTable, make_table
+from megavideo.data.table import SampleTable, check_sources, make_table
 from megavideo.errors import DataError
 from megavideo.types import PackSegment, SampleInfo
 
@@ -33,11 +33,28 @@ Pack = tuple[PackSegment, ...]
 
 
 @dataclass(frozen=True)
+class StagePlace:
+    """Where a stage of a curriculum stands in its run: its number, its first global step, and its samples' first visit.
+
+    Stages that train on the same samples draw other noise for each visit only where their visits are others:
+    `StepPlan.visits_reached` of the stage before is the `first_visit` of the next.
+    """
+
+    stage: int = 0
+    first_step: int = 0
+    first_visit: int = 0
+
+
+WHOLE_RUN = StagePlace()
+
+
+@dataclass(frozen=True)
 class PlanSettings:
     """What a plan is made from besides the samples.
 
-    `weights` maps `image`, `video` or a glob over sources to how often such samples are seen beside those that match
-    none, which are seen once; the first match counts, and 0 leaves out.
+    The plan of a `stage` begins at the global step `first_step`, with visit `first_visit` of its samples. `weights`
+    maps `image`, `video` or a glob over sources to how often such samples are seen beside those that match none, which
+    are seen once; the first match counts, and 0 leaves out.
     """
 
     patch: tuple[int, int, int]
@@ -46,6 +63,8 @@ class PlanSettings:
     seed: int
     stage: int = 0
     weights: Mapping[str, float] | None = None
+    first_step: int = 0
+    first_visit: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,8 +90,12 @@ class StepPlan:
 
     def __init__(self, samples: Sequence[SampleInfo] | SampleTable, settings: PlanSettings) -> None:
         weights = dict(settings.weights or {})
-        table = samples if isinstance(samples, SampleTable) else make_table(samples, tuple(weights))
-        _check_groups(table, weights)
+        if isinstance(samples, SampleTable):
+            table = samples
+            _check_groups(table, weights)
+        else:
+            table = make_table(samples, tuple(weights))
+            check_sources(table)
         classes, self.dropped = make_classes(table, settings.patch, settings.limits, (*weights.values(), 1.0))
         _tell_dropped(self.dropped, len(table))
         if classes is None:
@@ -100,15 +123,37 @@ class StepPlan:
         return self._recipe.passes
 
     def step(self, step: int) -> list[Pack]:
-        """The packs of one global step, in order."""
-        begin = step * self._settings.packs_per_step
+        """The packs of one global step, in order; ValueError where the stage begins after it."""
+        begin = self._packs_until(step)
         return [self._pack(number) for number in range(begin, begin + self._settings.packs_per_step)]
 
     def epoch_of(self, step: int) -> int:
-        """Whole passes over the samples seen most often before the round in which a step begins."""
-        cycle, offset = divmod(step * self._settings.packs_per_step, self._recipe.num_packs)
+        """Whole passes over the samples seen most often before the round in which a step begins.
+
+        They are counted from `first_visit`.
+        """
+        cycle, offset = divmod(self._packs_until(step), self._recipe.num_packs)
         number = self._find(cycle, offset)
-        return cycle * self._recipe.passes + number * self._recipe.passes // self._recipe.rounds
+        passes = cycle * self._recipe.passes + number * self._recipe.passes // self._recipe.rounds
+        return self._settings.first_visit + passes
+
+    def visits_reached(self, step: int) -> int:
+        """The least visit that no sample has had, or will have, in the rounds of packs that steps before `step` touch.
+
+        As the `first_visit` of a stage that begins at `step`, it lets no (sample, visit) of before come again.
+        """
+        packs, recipe = self._packs_until(step), self._recipe
+        if not packs:
+            return self._settings.first_visit
+        cycle, offset = divmod(packs - 1, recipe.num_packs)
+        taken = cycle * recipe.per_cycle + self._taken(self._find(cycle, offset) + 1, cycle)
+        return self._settings.first_visit + int(np.max(-(-taken // self._classes.count)))
+
+    def _packs_until(self, step: int) -> int:
+        """Packs of the stage before a global step."""
+        if step < self._settings.first_step:
+            raise ValueError(f"step {step} is before the stage, which begins at {self._settings.first_step}")
+        return (step - self._settings.first_step) * self._settings.packs_per_step
 
     def _pack(self, number: int) -> Pack:
         cycle, offset = divmod(number, self._recipe.num_packs)
@@ -120,9 +165,11 @@ class StepPlan:
         ))  # fmt: skip
 
     def _segment(self, row: int, visit: int) -> PackSegment:
-        table = self._table
-        grid = token_grid(table.grid(row), self._settings.patch)
-        return PackSegment(int(table.index[row]), table.sample_id(row), visit, grid, int(table.text[row]))
+        table, settings = self._table, self._settings
+        sample = int(table.index[row])
+        grid = token_grid(table.grid(sample), settings.patch)
+        visit += settings.first_visit
+        return PackSegment(sample, table.sample_id(sample), visit, grid, int(table.text[sample]))
 
     def _find(self, cycle: int, offset: int) -> int:
         """The round in which pack `offset` of a cycle is."""
@@ -137,6 +184,14 @@ class StepPlan:
 
     def _packs_before(self, cycle: int, number: int) -> int:
         return int(self._recipe.copies_before(number, self._phases_of(cycle)).sum())
+
+    def _taken(self, number: int, cycle: int) -> Integers:
+        """Samples of each class that the packs before round `number` of a cycle take."""
+        recipe = self._recipe
+        copies = recipe.copies_before(number, self._phases_of(cycle))
+        taken = np.zeros(len(recipe.per_cycle), np.int64)
+        np.add.at(taken, recipe.slot_class, np.repeat(copies, np.diff(recipe.pattern_begin)))
+        return taken
 
     def _phases_of(self, cycle: int) -> Integers:
         if self._phases[0] != cycle:
@@ -160,9 +215,7 @@ class StepPlan:
         pack_begin = np.concatenate([[0], np.cumsum(lengths)])
         slots = np.repeat(recipe.pattern_begin[patterns] - pack_begin[:-1], lengths) + np.arange(pack_begin[-1])
         classes = recipe.slot_class[slots]
-        copies = np.repeat(before, np.diff(recipe.pattern_begin))
-        taken = np.zeros(len(recipe.per_cycle), np.int64)
-        np.add.at(taken, recipe.slot_class, copies)
+        taken = self._taken(number, cycle)
         position = cycle * recipe.per_cycle[classes] + taken[classes] + _rank_among_equals(classes)
         visits, place = np.divmod(position, self._classes.count[classes])
         member = permute(place, self._classes.count[classes], self._key(_MEMBERS, classes, visits))
@@ -197,18 +250,12 @@ def _check_groups(table: SampleTable, weights: Mapping[str, float]) -> None:
             f"the table of samples was made for the sources {list(table.groups[:-1])}, and the weights name "
             f"{list(weights)}. Remedy: make it anew"
         )
-    empty = [name for number, name in enumerate(weights) if not (table.run_group == number).any()]
-    if empty:
-        raise DataError(
-            f"data.sources: no sample is of {', '.join(empty)}. A name is image, video or a pattern as in films/* for "
-            "the source that the manifest tells, and the first that fits counts. Remedy: correct or drop it"
-        )
 
 
-def _tell_dropped(dropped: Sequence[Dropped], num_samples: int) -> None:
-    if dropped:
-        named = "; ".join(f"{d.sample_id}: {d.reason}" for d in dropped[:_MAX_NAMED])
-        logging.getLogger(__name__).warning("%d of %d samples fit no pack: %s", len(dropped), num_samples, named)
+def _tell_dropped(dropped: DroppedSamples, num_samples: int) -> None:
+    if dropped.count:
+        named = "; ".join(f"{d.sample_id}: {d.reason}" for d in dropped.first[:_MAX_NAMED])
+        logging.getLogger(__name__).warning("%d of %d samples fit no pack: %s", dropped.count, num_samples, named)
 
 
 def _weights_of_groups(table: SampleTable, weights: Mapping[str, float]) -> list[float]:

@@ -7,7 +7,9 @@ folder, is flushed to disk and renamed, so that a reader sees the old file or th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -77,7 +79,7 @@ class LocalStorage:
         try:
             return self._path(name).read_bytes()
         except OSError as error:
-            raise DataError(f"{self._path(name)}: cannot be read ({error.strerror}). Remedy: check the path") from error
+            raise _cannot_read(self._path(name), error) from error
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the file atomically, making its folder; DataError where the disk refuses."""
@@ -101,8 +103,16 @@ class LocalStorage:
     def copy_to(self, name: str, file: BinaryIO, on_progress: Callable[[], None] = lambda: None) -> None:
         """Write the content of the file into `file`."""
         file.seek(0)
-        file.write(self.read_bytes(name))
+        with self.open(name) as source:
+            shutil.copyfileobj(source, file)
         file.truncate()
+
+    def open(self, name: str) -> BinaryIO:
+        """The file, opened for reading; DataError where it cannot be."""
+        try:
+            return self._path(name).open("rb")
+        except OSError as error:
+            raise _cannot_read(self._path(name), error) from error
 
     def download(self, name: str, path: Path) -> None:
         """Copy the file to `path`."""
@@ -146,6 +156,28 @@ def download_all(storage: Storage, prefix: str, folder: Path) -> None:
     """Copy every name under `prefix` into `folder`, leaving `prefix` off the names."""
     for name in storage.list(prefix):
         storage.download(name, folder / name.removeprefix(prefix))
+
+
+@contextmanager
+def opened(
+    storage: Storage, name: str, folder: Path | None, on_progress: Callable[[], None] = lambda: None
+) -> Iterator[BinaryIO]:
+    """`name` as a file to read, and not to be held in memory: in place, or of a store a copy that goes again.
+
+    The copy lies in `folder`, or where the system has its temporary files.
+    """
+    if isinstance(storage, LocalStorage):
+        with storage.open(name) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile(dir=folder) as copy:
+        storage.copy_to(name, copy, on_progress)
+        copy.seek(0)
+        yield copy
+
+
+def _cannot_read(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}). Remedy: check the path")
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:

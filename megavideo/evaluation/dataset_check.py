@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from megavideo.config.schema.doctor import DoctorRun
-from megavideo.data.classes import Dropped, make_classes
+from megavideo.data.classes import DroppedSamples, make_classes
 from megavideo.data.dataset import LatentDataset, open_dataset
 from megavideo.data.files import write_file
 from megavideo.data.packing import PackLimits
 from megavideo.data.plan import Pack, PlanSettings, StepPlan, rank_share
-from megavideo.data.table import make_table
+from megavideo.data.table import SampleTable
+from megavideo.data.tables import open_samples
 from megavideo.errors import ConfigError
 from megavideo.evaluation.dataset_page import PAGE_NAME, SampleColumns, draw_histograms, write_page
 from megavideo.evaluation.dataset_report import DatasetReport, Histogram, Packs, Reason, Shards
@@ -50,12 +52,13 @@ def check_dataset(cfg: DoctorRun) -> DatasetReport:
     assert cfg.data is not None
     dataset = open_dataset(cfg.data, version=cfg.version)
     patch, limits = _limits(cfg, dataset)
-    columns = _columns(dataset, patch, limits)
-    classes, dropped = make_classes(make_table(dataset.samples), patch, limits, (1.0,))
-    shards = check_shards(dataset, cfg.check_hashes)
+    table = open_samples(dataset)
+    columns = _columns(table, patch, limits)
+    classes, dropped = make_classes(table, patch, limits, (1.0,))
+    shards = check_shards(dataset, table, cfg.check_hashes)
     sizes = _sample_bytes(dataset, columns, shards.num_bytes)
-    planned = _planned(cfg, dataset, (patch, limits), sizes) if classes is not None else None
-    report = _report(cfg, dataset, columns, dropped, shards, planned)
+    planned = _planned(cfg, table, (patch, limits), sizes) if classes is not None else None
+    report = _report(cfg, dataset, columns, (dropped, repeated_ids(table)), shards, planned)
     return _written(report, columns, planned, cfg) if cfg.out else report
 
 
@@ -68,13 +71,22 @@ def _limits(cfg: DoctorRun, dataset: LatentDataset) -> Limits:
     return patch, PackLimits(cfg.tokens_per_pack, cfg.text_tokens_per_pack, most, dataset.null_text.shape[0])
 
 
-def _columns(dataset: LatentDataset, patch: tuple[int, int, int], limits: PackLimits) -> SampleColumns:
-    rows = ((s.latent.t, s.latent.h, s.latent.w, s.text_tokens, s.fps) for s in dataset.samples)
-    table = np.array(list(rows), float).reshape(-1, 5)
-    latent, text = table[:, :3].astype(np.int64), table[:, 3].astype(np.int64)
+def _columns(table: SampleTable, patch: tuple[int, int, int], limits: PackLimits) -> SampleColumns:
+    latent, text = table.latent.astype(np.int64), table.text.astype(np.int64)
     tokens = latent.prod(axis=1) // int(np.prod(patch))
     kept = (tokens <= limits.tokens) & (np.maximum(text, limits.min_text_tokens) <= limits.text_tokens)
-    return SampleColumns(latent, tokens, text, table[:, 4], kept)
+    return SampleColumns(latent, tokens, text, np.asarray(table.fps), kept)
+
+
+def repeated_ids(table: SampleTable) -> tuple[int, tuple[str, ...]]:
+    """How many ids more than one sample has, and the first of them; holds a hash of eight bytes a sample."""
+    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, table.sample_ids()), np.uint64, table.num_samples)
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    alike = np.unique(order[np.concatenate([again, again + 1])])  # samples whose hash is not theirs alone
+    times = Counter(table.sample_id(sample) for sample in alike.tolist())
+    repeated = [name for name, count in times.items() if count > 1]
+    return len(repeated), tuple(repeated[:_NAMED])
 
 
 def _sample_bytes(dataset: LatentDataset, columns: SampleColumns, num_bytes: int) -> np.ndarray:
@@ -85,8 +97,8 @@ def _sample_bytes(dataset: LatentDataset, columns: SampleColumns, num_bytes: int
     return sizes
 
 
-def _planned(cfg: DoctorRun, dataset: LatentDataset, limits: Limits, sizes: np.ndarray) -> _Planned:
-    plan = StepPlan(dataset.samples, PlanSettings(*limits, cfg.packs_per_step, cfg.seed))
+def _planned(cfg: DoctorRun, table: SampleTable, limits: Limits, sizes: np.ndarray) -> _Planned:
+    plan = StepPlan(table, PlanSettings(*limits, cfg.packs_per_step, cfg.seed))
     count = min(cfg.steps, _MOST_STEPS, max(4, _MOST_PACKS // cfg.packs_per_step))
     steps = np.unique(np.linspace(0, cfg.steps - 1, count).astype(np.int64)).tolist()
     packs: list[Pack] = []
@@ -122,16 +134,16 @@ def _report(
     cfg: DoctorRun,
     dataset: LatentDataset,
     columns: SampleColumns,
-    dropped: tuple[Dropped, ...],
+    found: tuple[DroppedSamples, tuple[int, tuple[str, ...]]],
     shards: Shards,
     planned: _Planned | None,
 ) -> DatasetReport:
+    dropped, (same_id, same_id_first) = found
     info, count = dataset.info, len(columns.tokens)
     frames = 1 + (columns.latent[:, 0] - 1) * info.time_ratio
     video = columns.latent[:, 0] > 1
-    repeated = [name for name, times in Counter(s.sample_id for s in dataset.samples).items() if times > 1]
     per_gpu = planned.bytes_per_token * cfg.tokens_per_second_per_gpu if planned else None
-    share = len(dropped) / max(1, count)
+    share = dropped.count / max(1, count)
     return DatasetReport(
         data=dataset.uri,
         version=info.version,
@@ -146,9 +158,9 @@ def _report(
         steps=cfg.steps,
         steps_per_epoch=planned.packs_per_epoch / cfg.packs_per_step if planned else None,
         epochs=cfg.steps * cfg.packs_per_step / planned.packs_per_epoch if planned else None,
-        dropped_count=len(dropped),
+        dropped_count=dropped.count,
         dropped_share=share,
-        dropped=tuple(Reason(d.sample_id, d.reason) for d in dropped[:_NAMED]),
+        dropped=tuple(Reason(d.sample_id, d.reason) for d in dropped.first[:_NAMED]),
         not_encoded_count=len(info.dropped),
         not_encoded=tuple(Reason(clip.file, clip.reason) for clip in info.dropped[:_NAMED]),
         bytes_per_sample=shards.num_bytes / max(1, count),
@@ -156,15 +168,15 @@ def _report(
         bytes_per_second=per_gpu * (cfg.gpus or cfg.dp) if per_gpu is not None else None,
         captions_cut=info.captions_cut,
         captions_cut_share=info.captions_cut / max(1, count),
-        same_id=len(repeated),
-        same_id_first=tuple(repeated[:_NAMED]),
+        same_id=same_id,
+        same_id_first=same_id_first,
         shards=shards,
         faults=tuple(_faults(cfg, count, dropped, shards)),
         page=str(Path(cfg.out) / PAGE_NAME) if cfg.out else None,
     )
 
 
-def _faults(cfg: DoctorRun, count: int, dropped: tuple[Dropped, ...], shards: Shards) -> list[str]:
+def _faults(cfg: DoctorRun, count: int, dropped: DroppedSamples, shards: Shards) -> list[str]:
     """What would make the run fail, or drop more than is allowed."""
     faults = [bad.reason for bad in shards.bad[:_NAMED_IN_FAULT]]
     if len(shards.bad) > _NAMED_IN_FAULT:
@@ -176,14 +188,14 @@ def _faults(cfg: DoctorRun, count: int, dropped: tuple[Dropped, ...], shards: Sh
         faults.append(
             f"{shards.non_finite} samples hold a value that is not finite: {named}. Remedy: encode these clips again"
         )
-    if dropped and len(dropped) > cfg.max_dropped_share * count:
-        first = f"the first is {dropped[0].sample_id}, {dropped[0].reason}"
+    if dropped.count > cfg.max_dropped_share * count:
+        first = f"the first is {dropped.first[0].sample_id}, {dropped.first[0].reason}"
         faults.append(
-            f"{len(dropped)} of {count} samples ({len(dropped) / count:.1%}) fit no pack, and "
+            f"{dropped.count} of {count} samples ({dropped.count / count:.1%}) fit no pack, and "
             f"max_dropped_share={cfg.max_dropped_share:g}; {first}. Remedy: raise tokens_per_pack or "
             "text_tokens_per_pack, or encode with a smaller area or fewer frames"
         )
-    elif len(dropped) == count:
+    elif dropped.count == count:
         faults.append(f"none of the {count} samples fits a pack. Remedy: raise tokens_per_pack or text_tokens_per_pack")
     return faults
 

@@ -22,6 +22,7 @@ from megavideo.data.cache import ShardCache
 from megavideo.data.dataset import LatentDataset
 from megavideo.data.shard_files import ShardFiles
 from megavideo.data.storage import LocalStorage
+from megavideo.data.table import SampleTable
 from megavideo.errors import DataError
 from megavideo.evaluation.dataset_report import Reason, Shards
 
@@ -39,8 +40,8 @@ class _Content:
     finite: np.ndarray
 
 
-def check_shards(dataset: LatentDataset, read: bool) -> Shards:
-    """What the shards are like; they are read where `read` is set, and else only looked for."""
+def check_shards(dataset: LatentDataset, table: SampleTable, read: bool) -> Shards:
+    """What the shards of the samples of `table` are like; they are read if `read` is set, and else only looked for."""
     index: dict[str, Any] = json.loads(dataset.storage.read_bytes(dataset.info.index_name))
     entries: list[dict[str, Any]] = index["shards"]
     num_bytes = sum(int(entry["raw_data"]["bytes"]) for entry in entries)
@@ -53,7 +54,7 @@ def check_shards(dataset: LatentDataset, read: bool) -> Shards:
     bad: list[Reason] = []
     checked = 0
     ends = np.cumsum([entry["samples"] for entry in entries]).tolist()
-    for number, found in _contents(dataset, entries, ends, num_bytes):
+    for number, found in _contents(dataset, table, entries, ends):
         checked += 1
         if isinstance(found, DataError):
             bad.append(Reason(entries[number]["raw_data"]["basename"], str(found)))
@@ -64,7 +65,6 @@ def check_shards(dataset: LatentDataset, read: bool) -> Shards:
         digests[rows], finite[rows], known[rows] = found.digests, found.finite, True
     repeats = _repeats(digests, known)
     broken = np.flatnonzero(~finite)
-    ids = dataset.samples
     return Shards(
         count=len(entries),
         num_bytes=num_bytes,
@@ -73,10 +73,10 @@ def check_shards(dataset: LatentDataset, read: bool) -> Shards:
         bad=tuple(bad),
         same_content=len(repeats),
         same_content_first=tuple(
-            Reason(ids[again].sample_id, f"as {ids[first].sample_id}") for again, first in repeats[:_NAMED]
+            Reason(table.sample_id(again), f"as {table.sample_id(first)}") for again, first in repeats[:_NAMED]
         ),
         non_finite=len(broken),
-        non_finite_first=tuple(ids[row].sample_id for row in broken[:_NAMED].tolist()),
+        non_finite_first=tuple(table.sample_id(sample) for sample in broken[:_NAMED].tolist()),
     )
 
 
@@ -91,16 +91,19 @@ def _missing(dataset: LatentDataset, entries: list[dict[str, Any]]) -> tuple[Rea
 
 
 def _contents(
-    dataset: LatentDataset, entries: list[dict[str, Any]], ends: list[int], num_bytes: int
+    dataset: LatentDataset, table: SampleTable, entries: list[dict[str, Any]], ends: list[int]
 ) -> Iterator[tuple[int, _Content | DataError]]:
     """What each shard holds, or what is wrong with it, in order; a few are read at a time."""
     log, begin = logging.getLogger(__name__), time.monotonic()
+    num_bytes = sum(int(entry["raw_data"]["bytes"]) for entry in entries)
     last_line, seen_bytes = begin, 0
     with _opened(dataset, entries) as files, ThreadPoolExecutor(_THREADS) as pool:
 
         def look(number: int) -> _Content | DataError:
+            first = ends[number] - entries[number]["samples"]
+            expected = [name.decode() for name in table.sample_ids(first, ends[number])]
             try:
-                return _content(dataset, files, entries[number], number, ends[number] - entries[number]["samples"])
+                return _content(dataset.uri, files, entries[number], number, expected)
             except DataError as error:
                 return error
 
@@ -131,7 +134,7 @@ def _opened(dataset: LatentDataset, entries: list[dict[str, Any]]) -> Iterator[S
         yield ShardFiles(dataset.uri, dataset.storage, entries, cache, "shards")
 
 
-def _content(dataset: LatentDataset, files: ShardFiles, entry: dict[str, Any], number: int, first: int) -> _Content:
+def _content(uri: str, files: ShardFiles, entry: dict[str, Any], number: int, expected: list[str]) -> _Content:
     fd = files.open(number)
     try:
         data = os.pread(fd, int(entry["raw_data"]["bytes"]), 0)
@@ -143,11 +146,10 @@ def _content(dataset: LatentDataset, files: ShardFiles, entry: dict[str, Any], n
     digests, finite = np.zeros(count, np.uint64), np.ones(count, bool)
     for row in range(count):
         sample = reader.decode_sample(data[begins[row] : begins[row + 1]])
-        expected = dataset.samples[first + row].sample_id
-        if sample["sample_id"] != expected:
+        if sample["sample_id"] != expected[row]:
             raise DataError(
-                f"{dataset.uri}/{entry['raw_data']['basename']}: sample {first + row} is {sample['sample_id']!r}, and "
-                f"the manifest says {expected!r}. Remedy: encode again with overwrite=true"
+                f"{uri}/{entry['raw_data']['basename']}: its sample {row} is {sample['sample_id']!r}, and the manifest "
+                f"says {expected[row]!r}. Remedy: encode again with overwrite=true"
             )
         latent = sample["latent"]
         digests[row] = xxhash.xxh3_64_intdigest(latent.tobytes(), seed=latent.shape[-1])

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -13,9 +14,11 @@ from megavideo.config.schema.train import TrainRun
 from megavideo.data.batch import assemble
 from megavideo.data.dataset import LatentDataset
 from megavideo.data.packing import PackLimits
-from megavideo.data.plan import PlanSettings, StepPlan, rank_share
+from megavideo.data.plan import WHOLE_RUN, PlanSettings, StagePlace, StepPlan, rank_share
+from megavideo.data.selection import selection_of
 from megavideo.data.shards import ShardReader
 from megavideo.data.stream_counts import StreamRates
+from megavideo.data.tables import open_selected
 from megavideo.diffusion.objective import Objective
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.train.look_ahead import Packs, planned_ahead
@@ -38,11 +41,26 @@ class StepInput:
     segment_tokens: tuple[tuple[int, int], ...]
 
 
+def table_cache(config: TrainRun) -> Path:
+    """Where the tables of a run's samples are kept: with the shards of a store, else beside the run folders."""
+    return Path(config.data.cache) if config.data.cache else Path(config.output) / "cache"
+
+
 class Feed:
-    """Makes the inputs of steps from the plan, the shards and the objective; pure in (config, dataset, step)."""
+    """Makes the inputs of steps from the plan, the shards and the objective; pure in (config, dataset, step).
+
+    `place` is where the stage that `config` describes stands in its run. `selected` is what is trained on: the table of
+    samples (`selected.table`), those held out, and what each rule left out.
+    """
 
     def __init__(
-        self, config: TrainRun, dataset: LatentDataset, reader: ShardReader, objective: Objective, mesh: ProcessMesh
+        self,
+        config: TrainRun,
+        dataset: LatentDataset,
+        reader: ShardReader,
+        objective: Objective,
+        mesh: ProcessMesh,
+        place: StagePlace = WHOLE_RUN,
     ) -> None:
         null_text = torch.from_numpy(dataset.null_text.astype("float32"))
         self._config = config
@@ -54,14 +72,20 @@ class Feed:
         data = config.data
         most = data.max_segments or min(data.tokens_per_pack, data.text_tokens_per_pack)
         limits = PackLimits(data.tokens_per_pack, data.text_tokens_per_pack, most, null_text.shape[0])
+        self.selected = open_selected(dataset, tuple(data.sources), selection_of(config), table_cache(config))
+        if mesh.rank == 0:
+            self.selected.left_out.log()
         self.plan = StepPlan(
-            dataset.samples,
+            self.selected.table,
             PlanSettings(
                 config.model.patch,
                 limits,
                 config.train.packs_per_step,
                 config.train.seed,
-                weights=data.sources,
+                place.stage,
+                data.sources,
+                place.first_step,
+                place.first_visit,
             ),
         )
         self._limits = limits if data.max_segments else replace(limits, segments=self.plan.max_segments)
@@ -127,7 +151,7 @@ class Feed:
 
     def _batch(self, segments: tuple[PackSegment, ...]) -> TrainBatch:
         config = self._config
-        samples = [self._reader.read(s.index) for s in segments]
+        samples = [self._reader.read(s.index, s.sample_id) for s in segments]
         samples = choose_texts(segments, samples, config.train.seed)
         samples = drop_texts(segments, samples, self._null_text, config.diffusion.text_dropout, config.train.seed)
         pack = assemble(segments, samples, config.model.patch, self._limits)

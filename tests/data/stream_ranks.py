@@ -61,7 +61,7 @@ def read_all(reading: Reading, seed: int) -> Outcome:
     try:
         dataset = open_dataset(reading.uri, reading.retry)
         reader = ShardReader(dataset, reading.cache, StreamOptions(reading.workers, reading.cache_bytes))
-        order = list(range(len(dataset.samples)))
+        order = list(range(dataset.info.num_samples))
         random.Random(seed).shuffle(order)
         samples = {}
         with reader.working():

@@ -22,6 +22,7 @@ from megavideo.data.dataset import (
 )
 from megavideo.data.shards import ShardReader
 from megavideo.data.storage import LocalStorage
+from megavideo.data.tables import open_samples
 from megavideo.encoders.dataset_writer import publish_version, writing_shards
 from megavideo.errors import DataError
 from megavideo.types import Grid, SampleInfo
@@ -164,7 +165,7 @@ def test_damage_is_named(tmp_path: Path, name: str, content: bytes | None, messa
     else:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as fault:
-        open_dataset(str(tmp_path))
+        open_samples(open_dataset(str(tmp_path)))
     assert "Remedy" in str(fault.value)
 
 

@@ -41,7 +41,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LatentDataset:
 
 
 def make_feed(dataset: LatentDataset, dp_rank: int = 0, dp: int = 1, **settings: Any) -> Feed:
-    config: TrainRun = micro_config(data__uri=dataset.uri, train__packs_per_step=4, **settings)
+    output = f"{dataset.uri}-runs"
+    config: TrainRun = micro_config(output=output, data__uri=dataset.uri, train__packs_per_step=4, **settings)
     mesh = ProcessMesh(rank=dp_rank, tp=1, ulysses=1, ring=1, dp=dp, pp=1)
     return Feed(config, dataset, ShardReader(dataset, None), build_objective(config.diffusion), mesh)
 
@@ -205,10 +206,10 @@ def test_steps_are_made_ahead_in_order_and_a_fault_comes_through(
     half.close()  # stops the thread
     read = feed._reader.read
 
-    def fail_once(index: int) -> LatentSample:
+    def fail_once(index: int, sample_id: str) -> LatentSample:
         if index == 7:
             raise DataError("shard gone")
-        return read(index)
+        return read(index, sample_id)
 
     monkeypatch.setattr(feed._reader, "read", fail_once)
     with pytest.raises(DataError, match="shard gone"):

@@ -44,4 +44,20 @@ def sources_have_weights(cfg: TrainRun) -> None:
             )
 
 
-DATA_RULES = (uri_is_folder_or_s3, cache_belongs_to_store, segments_fit_pack, sources_have_weights)
+def ranges_run_upward(cfg: TrainRun) -> None:
+    """A range of pixels or frames holds something."""
+    for name in ("area", "frames"):
+        bounds = getattr(cfg.data, name)
+        if bounds is not None and bounds[0] > bounds[1]:
+            low, high = bounds
+            rule = "is a range from least to most, and nothing lies in it"
+            raise ConfigError(f"data.{name}", list(bounds), rule, f"take data.{name}=[{high},{low}]")
+
+
+DATA_RULES = (
+    uri_is_folder_or_s3,
+    cache_belongs_to_store,
+    segments_fit_pack,
+    sources_have_weights,
+    ranges_run_upward,
+)

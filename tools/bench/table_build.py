@@ -1,0 +1,154 @@
+"""What it takes to make the table of a manifest, to open it and to plan from it: seconds, memory and bytes.
+
+    python tools/bench/table_build.py [--json] [--samples 1000000] [--sources 1] [--folder DIR]
+
+The manifest has rows as encode writes them, with one caption of about 80 letters. Each part runs in a process of its
+own. Private memory is the peak of what is no mapped file (RssAnon), less what the process had before; mapped pages are
+the kernel's to take back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from megavideo.data.captions import WeightedCaption
+from megavideo.data.dataset import DatasetInfo, LatentDataset, manifest_line, manifest_row
+from megavideo.data.packing import PackLimits
+from megavideo.data.plan import PlanSettings, StepPlan
+from megavideo.data.selection import Selection
+from megavideo.data.storage import LocalStorage
+from megavideo.data.tables import open_samples, open_selected
+from megavideo.types import Grid, SampleInfo
+
+_CAPTION = "a red kite flies over a beach while two children run after its shadow, slow pan left"
+_POLL_SECONDS = 0.005
+Sources = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part: seconds by the clock and of its CPU, and the peak of its private memory."""
+
+    what: str
+    seconds: float
+    cpu_seconds: float
+    private_mb: float
+
+
+def write_manifest(folder: Path, count: int) -> LatentDataset:
+    """A dataset that has nothing but its manifest."""
+    rng = np.random.default_rng(0)
+    sizes = np.column_stack([rng.integers(1, 18, count), 2 * rng.integers(16, 33, (count, 2))])
+    text = rng.integers(30, 301, count)
+    path = folder / "manifest_v1.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for i, ((t, h, w), tokens) in enumerate(zip(sizes.tolist(), text.tolist(), strict=True)):
+            source = f"{'films' if i % 3 else 'web'}/{i // 1000:06d}/{i % 1000:03d}.mp4"
+            sample = SampleInfo(f"{i:09d}-clip", i, Grid(t, h, w), tokens, 24.0, _CAPTION, source)
+            pixels = (4 * t - 3, 8 * h, 8 * w)
+            file.write(manifest_line(manifest_row(sample, pixels, [(WeightedCaption(_CAPTION), tokens)])))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    info = DatasetInfo(
+        format=2, num_samples=count, latent_channels=16, text_dim=64, patch=(1, 2, 2), time_ratio=4, space_ratio=8,
+        dropped=(), captions_cut=0, checksums={path.name: digest},
+    )  # fmt: skip
+    return LatentDataset(str(folder), info, np.zeros((1, 64), np.float16), LocalStorage(folder))
+
+
+def measured(what: str, work: Callable[[], object]) -> Row:
+    """Do the work in a process of its own."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def run() -> None:
+        before, peak, done = private_bytes(), 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not done.wait(_POLL_SECONDS):
+                peak = max(peak, private_bytes())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        begin, cpu = time.monotonic(), time.process_time()
+        work()
+        seconds, cpu = time.monotonic() - begin, time.process_time() - cpu
+        peak = max(peak, private_bytes())
+        done.set()
+        watcher.join()
+        theirs.send(Row(what, seconds, cpu, (peak - before) / 1e6))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    theirs.close()
+    row: Row = ours.recv()
+    process.join()
+    return row
+
+
+def private_bytes() -> int:
+    """Memory of this process that is no mapped file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def rows(folder: Path, count: int, sources: Sources) -> tuple[list[Row], dict[str, float]]:
+    """All parts on a manifest of so many samples, and bytes per sample of the manifest, table and selection."""
+    dataset, cache = write_manifest(folder, count), folder / "cache"
+    chosen = Selection(num_held_out=64, area=(1 << 17, 1 << 19), frames=(5, 33))
+    settings = PlanSettings((1, 2, 2), PackLimits(75_600, 16_384, 16_384), 8, 0, weights=dict.fromkeys(sources, 1.0))
+    found = [
+        measured("make the table", lambda: open_samples(dataset, sources, cache)),
+        measured("open it", lambda: open_samples(dataset, sources, cache)),
+        measured("plan: recipe and a step", lambda: StepPlan(open_samples(dataset, sources, cache), settings).step(9)),
+        measured("select", lambda: open_selected(dataset, sources, chosen, cache)),
+        measured("open what was selected", lambda: open_selected(dataset, sources, chosen, cache)),
+    ]
+    made = {
+        f"{'selection' if '-' in path.name else 'table'}_bytes_per_sample": folder_bytes(path) / count
+        for path in sorted(cache.glob("*/*"))
+        if path.is_dir()
+    }
+    return found, {"manifest_bytes_per_sample": (folder / dataset.info.manifest_name).stat().st_size / count, **made}
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--sources", type=int, default=1, choices=(0, 1))
+    parser.add_argument("--folder", help="where the manifest and the tables are made")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        found, sizes = rows(Path(name), given.samples, ("films/*",) if given.sources else ())
+    if given.json:
+        print(json.dumps({"samples": given.samples, "rows": [asdict(row) for row in found], **sizes}))
+        return
+    print(f"{given.samples} samples; " + ", ".join(f"{name} {value:.1f}" for name, value in sizes.items()))
+    print(f"{'':26s} seconds  of CPU  private MB")
+    for row in found:
+        print(f"{row.what:26s} {row.seconds:7.3f} {row.cpu_seconds:7.3f}  {row.private_mb:10.1f}")
+
+
+if __name__ == "__main__":
+    main()
