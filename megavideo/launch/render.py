@@ -137,10 +137,14 @@ class _Writer:
 
     def _fill(self, template: str, about: str, usage: Sequence[str], **values: Any) -> str:
         cluster = self._cfg.cluster
+        container = cluster.container
         shown: Mapping[str, Any] = {
-            "cluster": cluster, "gpus": cluster.gpus_per_node, "about": about, "usage": usage,
-            "requeue_limit": cluster.requeue_limit, "grace_seconds": grace_seconds(cluster), "run": self._name,
-            "output": self._output, "command": self._command(),
+            "about": about, "usage": usage, "command": self._command(), "run": self._name, "output": self._output,
+            "requeue_limit": cluster.requeue_limit, "grace_seconds": grace_seconds(cluster),
+            "modules": cluster.modules, "venv": cluster.venv, "threads": cluster.threads,
+            "interface": cluster.interface, "environment": cluster.environment, "scratch": cluster.scratch,
+            "image": container.image, "runner": container.runner, "mounts": container.mounts,
+            "preflight": cluster.preflight, "gpus": cluster.gpus_per_node,
         }  # fmt: skip
         text = self._templates.get_template(template).render({**shown, **values})
         return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
