@@ -87,8 +87,9 @@ def noise_pack(
 ) -> TrainBatch:
     """Noise each segment of a clean pack at its own level; tokens under its condition mask stay clean.
 
-    `windows` are those that `choose_windows` found for the step.
+    `windows` are those that `choose_windows` found for the step; the perceptual term needs them.
     """
+    assert windows is not None or not config.terms.perceptual, "nothing was chosen for the perceptual term"
     tokens, timestep = pack.tokens.clone(), pack.timestep.clone()
     given = pack.condition_mask.clone()
     target, weight = torch.zeros_like(tokens), torch.zeros(tokens.shape[0])
