@@ -74,18 +74,15 @@ def _check_encoded_alike(training: LatentDataset, held: LatentDataset) -> None:
     """Latents of one autoencoder mean nothing to a model of another's."""
     one, two = training.info, held.info
     facts = (
-        ("latent channels", one.latent_channels, two.latent_channels),
-        (
-            "pixels to a latent's, in time and space,",
-            (one.time_ratio, one.space_ratio),
-            (two.time_ratio, two.space_ratio),
-        ),
+        ("number of latent channels", one.latent_channels, two.latent_channels),
+        ("number of frames to a latent frame", one.time_ratio, two.time_ratio),
+        ("number of pixels to a latent's side", one.space_ratio, two.space_ratio),
         ("text width", one.text_dim, two.text_dim),
         ("encoding of the empty caption", one.checksums.get(NULL_TEXT_NAME), two.checksums.get(NULL_TEXT_NAME)),
     )
     for name, mine, theirs in facts:
         if mine != theirs:
             raise ConfigError(
-                "validation.uri", held.uri, f"its {name} differ from those of the training data ({theirs}, not {mine})",
+                "validation.uri", held.uri, f"its {name} differs from that of the training data ({theirs}, not {mine})",
                 "encode it with the encoders of the training data",
             )  # fmt: skip
