@@ -7,8 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -56,30 +54,30 @@ def test_which_run_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str
         assert said in capfd.readouterr().err
 
 
-def test_watching_ends_with_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_watching_ends_with_the_run(tmp_path: Path) -> None:
     run = _write(tmp_path / "run", 3, 5)
-
-    def go_on() -> None:
-        with MetricsWriter(run / "metrics.jsonl", resume_step=3) as writer:
-            for step in (4, 5):
-                time.sleep(0.3)
-                writer.write(step, {"loss": 0.1, "seconds": 0.3})
-
-    training = threading.Thread(target=go_on)
-    training.start()
-    assert main(["status", str(run), "--watch", "0.1", "--json"]) == 0
-    training.join()
-    out, err = capfd.readouterr()
+    watching = subprocess.Popen(
+        [sys.executable, "-c", _call("status", str(run), "--watch", "0.1", "--json")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert watching.stderr is not None and watching.stdout is not None
+    with MetricsWriter(run / "metrics.jsonl", resume_step=3) as writer:
+        for step in (4, 5):
+            lines = iter(watching.stderr.readline, "")
+            assert any(f"step {step - 1} of 5" in line for line in lines)
+            writer.write(step, {"loss": 0.1, "seconds": 0.3})
+    out, err = watching.communicate()
+    assert watching.returncode == 0, err
     assert json.loads(out)["runs"][0]["state"] == "finished"
-    assert "step 3 of 5" in err and "step 4 of 5" in err
 
 
 def test_on_a_terminal_it_is_drawn(tmp_path: Path) -> None:
     run = _write(tmp_path / "run", 40, 100)
     ours, theirs = pty.openpty()
-    code = f"import sys; from megavideo.cli.main import main; sys.exit(main(['status', {str(run)!r}]))"
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
-    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", _call("status", str(run))], stdout=theirs, stderr=subprocess.PIPE, env=environment
+    )
     os.close(theirs)
     drawn = b""
     while chunk := _read(ours):
@@ -88,6 +86,10 @@ def test_on_a_terminal_it_is_drawn(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = drawn.decode()
     assert "\x1b[" in text and "╭" in text and "step 40 of 100" in text
+
+
+def _call(*words: str) -> str:
+    return f"import sys; from megavideo.cli.main import main; sys.exit(main({list(words)!r}))"
 
 
 def _read(descriptor: int) -> bytes:

@@ -107,7 +107,8 @@ def test_a_damaged_folder_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 
 
 def test_stages_faults_and_checkpoints(tmp_path: Path) -> None:
-    status = read_status(make_run(tmp_path / "run", steps=250, samples=False).root, window=100)
+    folder = make_run(tmp_path / "run", steps=250, samples=False)
+    status = read_status(folder.root, window=100, now=folder.metrics.stat().st_mtime + 1)
     assert (status.step, status.steps) == (250, 380)
     assert status.stage is not None
     assert (status.stage.name, status.stage.number, status.stage.of, status.stage.step) == ("clips_256", 2, 3, 130)
@@ -200,9 +201,9 @@ def test_a_million_rows_take_no_longer(tmp_path: Path) -> None:
         file.seek(450_000_000)
         file.write(b"\n" + rows)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    began = time.process_time()
     status = read_status(root, window=100)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
     assert status.step == 500
 

@@ -18,6 +18,6 @@ class ReportRun:
 
     run: str | None = None
     out: str | None = None
-    sample_steps: int = setting(6, minimum=0)
+    sample_steps: int = setting(6, minimum=1)
     prompts: int = setting(6, minimum=1)
     video_megabytes: float = setting(4.0, minimum=0.0)

@@ -229,6 +229,7 @@ def _dress(axes: Any, marks: Marks, *, named: bool) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_TEXT, labelsize=8)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     for place, (name, first, last) in enumerate(marks.stages):
         if place % 2:
             axes.axvspan(first - 0.5, last + 0.5, color=_SHADE, zorder=0)

@@ -18,6 +18,7 @@ from megavideo.observe.rows import Row
 from megavideo.observe.salvage import DamageCounter, iterate_rows
 
 _MOST_POINTS = 1200
+_FEW_POINTS = 3.0
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,12 @@ def curves_by_stage(series: Series, values: np.ndarray) -> tuple[Curve, ...]:
 
 
 def smoothed(points: Curve) -> np.ndarray:
-    """The mean curve [P] smoothed over a sixtieth of its length, both ways, as in the plot that a run draws itself."""
-    return smooth(points.mean, max(len(points.mean) / 60, 1.0))
+    """The mean curve [P] smoothed both ways, over a sixtieth of its length as in the plot that a run draws itself.
+
+    Where a point already is the mean of many rows, a few points are enough.
+    """
+    half_life = max(len(points.mean) / 60, 1.0) if np.array_equal(points.low, points.high) else _FEW_POINTS
+    return smooth(points.mean, half_life)
 
 
 def _collect(rows: Iterable[Row]) -> tuple[array, dict[str, array], list[tuple[str, int]]]:
