@@ -15,6 +15,7 @@ from megavideo.encoders.families import FAMILIES, load_weights
 from megavideo.encoders.folder import autoencoder_ratios, build_autoencoder, load_encoders, save_encoders
 from megavideo.encoders.loaded import LoadedAutoencoder, build_loaded, open_loaded
 from megavideo.errors import ConfigError
+from tests.encoders.tile_cases import psnr
 from tests.encoders.tiny_models import make_family
 
 RATIOS = {"hunyuan_video": (4, 8), "cogvideox": (4, 8), "ltx": (8, 32)}
@@ -66,27 +67,18 @@ def test_ltx_brings_its_statistics(tmp_path: Path) -> None:
     assert autoencoder.statistics.mean.tolist() == [0, 1, 2, 3] and autoencoder.statistics.std.tolist() == [2] * 4
 
 
-@pytest.mark.parametrize("kind", ["hunyuan_video", "ltx"])
-def test_blended_tiles_have_no_seams(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", RATIOS)
+def test_a_tile_changes_nothing(kind: str, tmp_path: Path) -> None:
+    """Not even of a clip of more than 16 frames, which HunyuanVideo's class by itself would blend from windows."""
     folder = str(make_family(tmp_path, kind))
-    space_ratio = RATIOS[kind][1]
-    side, tile = 12 * space_ratio, 4 * space_ratio
-    # A smooth picture, in which a seam would stand out.
-    slope = torch.linspace(-1, 1, side)
-    video = (slope[:, None] * slope[None, :]).expand(3, 1, side, side).contiguous()
+    video = clip(0, 25)
     whole = build_loaded(kind, folder, "fp32", lambda count: [video])
-    tiled = LoadedAutoencoder(kind, open_loaded(folder), "fp32", tile, whole.statistics)
+    tiled = LoadedAutoencoder(kind, open_loaded(folder), "fp32", 32, whole.statistics)
     latent = whole.encode(video)
-    a, b = whole.decode(latent), tiled.decode(latent)
-    assert a.shape == b.shape == video.shape and not torch.equal(a, b)
-    edges = torch.arange(tile, side, tile)
-
-    def jump(x: torch.Tensor) -> float:
-        step = (x[..., 1:] - x[..., :-1]).abs().mean(dim=(0, 1, 2))
-        return float(step[edges - 1].mean())
-
-    assert jump(b) < 1.5 * jump(a) + 1e-3
-    assert tiled.encode(video).shape == latent.shape
+    found = tiled.encode(video)
+    assert not torch.equal(found, latent), "it was not worked on in tiles"
+    assert psnr(found, latent) > 100
+    assert psnr(tiled.decode(latent), whole.decode(latent)) > 100
 
 
 def test_other_kinds_are_named(tmp_path: Path) -> None:

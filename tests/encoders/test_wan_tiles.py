@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from megavideo.encoders.tiles.wan import WanTiles
 from megavideo.errors import ConfigError
+from tests.encoders.tile_cases import noise, peak_bytes, psnr
 
 PLAIN = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 SHORTCUTS = {
@@ -29,15 +27,6 @@ def make(config: dict[str, Any]) -> Any:
     for parameter in model.parameters():
         parameter.mul_(1.5)  # untrained weights hardly look at their neighbours
     return model
-
-
-def psnr(found: torch.Tensor, expected: torch.Tensor) -> float:
-    spread = expected.max() - expected.min()
-    return float(10 * torch.log10(spread**2 / (found - expected).square().mean().clamp_min(1e-20)))
-
-
-def noise(frames: int, height: int, width: int) -> torch.Tensor:
-    return torch.rand(1, 3, frames, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.mark.parametrize("config", [PLAIN, SHORTCUTS], ids=["plain", "shortcuts"])
@@ -79,52 +68,22 @@ def test_attention_at_full_resolution_cannot_be_tiled() -> None:
         WanTiles(model, 4)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside the block that are still alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for item in tree_iter(out):
-            if isinstance(item, torch.Tensor):
-                self._count(item.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def peak_bytes(work: Callable[[], Iterator[torch.Tensor]]) -> int:
-    with LiveBytes() as live:
-        for _ in work():
-            pass
-    return live.peak
-
-
 def windows(count: int, side: int) -> Iterator[torch.Tensor]:
     yield noise(5, side, side)
     for _ in range(count - 1):
         yield noise(4, side, side)
 
 
+def _through(windows: Iterator[torch.Tensor]) -> None:
+    for _ in windows:
+        pass
+
+
 def test_memory_does_not_grow_with_length() -> None:
     tiles = WanTiles(make(SHORTCUTS), None)
-    encode = [peak_bytes(lambda n=n: tiles.encode(windows(n, 64))) for n in (3, 6, 12)]
+    encode = [peak_bytes(lambda n=n: _through(tiles.encode(windows(n, 64)))) for n in (3, 6, 12)]
     latents = torch.zeros(1, 4, 12, 8, 8)
-    decode = [peak_bytes(lambda n=n: tiles.decode(latents[:, :, :n].split(1, dim=2))) for n in (3, 6, 12)]
+    decode = [peak_bytes(lambda n=n: _through(tiles.decode(latents[:, :, :n].split(1, dim=2)))) for n in (3, 6, 12)]
     for peaks in (encode, decode):
         assert max(peaks) < 1.02 * min(peaks), peaks
 
@@ -132,5 +91,5 @@ def test_memory_does_not_grow_with_length() -> None:
 def test_tiles_save_memory() -> None:
     model = make(SHORTCUTS)
     latent = torch.zeros(1, 4, 1, 40, 40)
-    whole, tiled = (peak_bytes(lambda t=t: WanTiles(model, t).decode([latent])) for t in (None, 4))
+    whole, tiled = (peak_bytes(lambda t=t: _through(WanTiles(model, t).decode([latent]))) for t in (None, 4))
     assert tiled < 0.7 * whole, (tiled, whole)

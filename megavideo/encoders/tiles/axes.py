@@ -24,6 +24,7 @@ class Axis:
 
     `before` and `after` are how far an output point sees beyond the input points that it lies over, counted in points
     of the coarser side. They may be too large but never too small: what is computed from a cut end is thrown away.
+    Where frames are joined, `before` is at least 1, because a part begins with the last of the frames under a point.
     """
 
     up: int = 1

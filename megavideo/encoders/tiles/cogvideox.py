@@ -26,7 +26,7 @@ def encode(model: Any, runner: LayerRunner, video: Activation) -> Activation:
     for batch in _frame_batches(video.values, model.num_sample_frames_batch_size):
         x = _encoded(model.encoder, caches, batch)
         done.append(x if model.quant_conv is None else runner.run(_pointwise(model.quant_conv, x), x))
-    return Activation(torch.cat([x.values for x in done], 2))
+    return _joined(done, runner)
 
 
 def decode(model: Any, runner: LayerRunner, latent: Activation) -> Activation:
@@ -37,7 +37,7 @@ def decode(model: Any, runner: LayerRunner, latent: Activation) -> Activation:
         post = model.post_quant_conv
         x = batch if post is None else runner.run(_pointwise(post, batch), batch)
         done.append(_decoded(model.decoder, caches, x))
-    return Activation(torch.cat([x.values for x in done], 2))
+    return _joined(done, runner)
 
 
 class _Caches:
@@ -148,6 +148,18 @@ def _frame_batches(values: torch.Tensor, length: int) -> Iterator[Activation]:
     for end in range(length + frames % length if frames >= length else frames, frames + 1, length):
         yield Activation(values[:, :, begin:end])
         begin = end
+
+
+def _joined(batches: list[Activation], runner: LayerRunner) -> Activation:
+    """The batches one after another in time."""
+    _, height, width = batches[0].size
+    out = runner.empty(batches[0].values.shape[1], (sum(batch.size[0] for batch in batches), height, width))
+    begin = 0
+    for batch in batches:
+        end = begin + batch.size[0]
+        out.write((slice(begin, end), slice(None), slice(None)), batch.values)
+        begin = end
+    return out
 
 
 def _time(x: Activation, up: int = 1, down: int = 1) -> Axis:
