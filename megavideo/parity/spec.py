@@ -52,8 +52,13 @@ class ParitySpec(ParityRun):
     def diffusion(self) -> DiffusionConfig:
         """Flow matching with clips that are partly given, so that tokens of one segment differ in their timestep."""
         conditions = ConditionConfig(text=1.0, image_to_video=1.0, interpolation=1.0)
-        weights = {name: _TERM_WEIGHTS[name] for name in self.loss_terms}
-        terms = LossTermsConfig(**weights, perceptual_clips=3 if "perceptual" in weights else 1)
+        weights = {name: weight if name in self.loss_terms else 0.0 for name, weight in _TERM_WEIGHTS.items()}
+        terms = LossTermsConfig(
+            temporal_consistency=weights["temporal_consistency"],
+            motion_smoothness=weights["motion_smoothness"],
+            perceptual=weights["perceptual"],
+            perceptual_clips=3 if weights["perceptual"] else 1,
+        )
         return DiffusionConfig(conditions=conditions, terms=terms)
 
     @property
