@@ -64,7 +64,10 @@ def verb_names() -> tuple[str, ...]:
     """Names of the verbs in the order in which a user meets them; each has a module of
     `cli/verbs` holding `VERB`, with an underscore where the name has a dash.
     """
-    return ("ingest", "caption", "train-vae", "encode", "train", "sample", "demo", "parity", "doctor", "slurm-gen")
+    return (
+        "ingest", "caption", "train-vae", "encode", "train", "sample", "demo", "parity", "doctor", "preflight",
+        "slurm-gen",
+    )  # fmt: skip
 
 
 def find_verb(name: str) -> Verb:

@@ -26,11 +26,13 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": WORK,
     "train": WORK | {"generate", "evaluation"},
     "autoencoder": WORK | {"evaluation"},
+    "preflight": WORK,
     "launch": {"config", "planning", "errors", "types"},
     "scaling": {"config", "planning", "errors", "types", "launch"},
     "parity": WORK | {"train"},
-    "cli": WORK | {"generate", "evaluation", "train", "autoencoder", "parity", "launch", "scaling"},
-    "testing": WORK | {"generate", "evaluation", "train", "autoencoder", "parity", "launch", "scaling", "cli"},
+    "cli": WORK | {"generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "scaling"},
+    "testing": WORK
+    | {"generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "scaling", "cli"},
     "__main__": {"cli"},
     "": set(),
 }

@@ -17,6 +17,7 @@ from megavideo.config.rules.layout import LAYOUT_RULES
 from megavideo.config.rules.model import MODEL_RULES
 from megavideo.config.rules.optim import OPTIM_RULES
 from megavideo.config.rules.precision import PRECISION_RULES
+from megavideo.config.rules.preflight import PREFLIGHT_RULES
 from megavideo.config.rules.prepare import ENCODE_RULES, INGEST_RULES
 from megavideo.config.rules.recompute import RECOMPUTE_RULES
 from megavideo.config.rules.sample import SAMPLE_RULES
@@ -26,6 +27,7 @@ from megavideo.config.rules.vae import VAE_RULES
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.config.schema.doctor import DoctorRun
+from megavideo.config.schema.preflight import PreflightRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
 from megavideo.config.schema.train import TrainRun
@@ -53,6 +55,7 @@ def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:
         CaptionRun: CAPTION_RULES,
         TrainVaeRun: VAE_RULES,
         DoctorRun: DOCTOR_RULES,
+        PreflightRun: PREFLIGHT_RULES,
         SlurmGenRun: CLUSTER_RULES,
         SampleRun: (*SAMPLE_RULES, *EXPAND_RULES),
     }

@@ -1,0 +1,156 @@
+"""Between nodes: how far their clocks are apart, and how fast each pair exchanges bytes.
+
+Two ranks that exchange N bytes, each way at once, send what a ring all-reduce of N bytes over the two sends. The ranks
+of two nodes with the same place on their nodes exchange at the same time, so that all network cards are at work, and
+the slowest of them counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+_PINGS = 10
+_REPEATS = 3
+_POLL_SECONDS = 0.0005
+
+Exchange = Callable[[torch.Tensor, torch.Tensor, int, float], None]
+
+
+class NoAnswer(RuntimeError):
+    """A peer that does not take part in an exchange in time."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a rank saw of one exchange with a peer: bytes sent a second, or the reason why there is no number."""
+
+    peer: int
+    bytes_per_second: float
+    fault: str = ""
+
+
+def pairings(num_nodes: int, most_rounds: int) -> list[list[tuple[int, int]]]:
+    """Rounds in which every node is in at most one pair, no pair twice; all pairs in n - 1 rounds (n if n is odd).
+
+    The circle method of round-robin tournaments (Lucas 1883). Of more rounds than `most_rounds` those are taken that
+    lie evenly between the first and the last, so that a node meets near and far ones.
+    """
+    seats = list(range(num_nodes)) + ([-1] if num_nodes % 2 else [])
+    rounds = []
+    for _ in range(len(seats) - 1):
+        pairs = [(seats[i], seats[-1 - i]) for i in range(len(seats) // 2)]
+        rounds.append(sorted((min(pair), max(pair)) for pair in pairs if -1 not in pair))
+        seats = [seats[0], seats[-1], *seats[1:-1]]
+    if len(rounds) <= most_rounds:
+        return rounds
+    return [rounds[i * len(rounds) // most_rounds] for i in range(most_rounds)]
+
+
+def measure_clock(first: Sequence[int], rank: int, clock: Callable[[], float], seconds: float) -> float | None:
+    """How many seconds this rank's clock is ahead of that of first[0], over gloo.
+
+    None for ranks that are not in `first`, the first rank of each node, and where an answer takes longer than
+    `seconds`. first[0] is asked by one after the other; of ten answers the one that took the shortest counts, as if it
+    was given in the middle of that time (Cristian 1989).
+    """
+    if rank not in first:
+        return None
+    try:
+        if rank != first[0]:
+            return min(_ask(first[0], clock, seconds) for _ in range(_PINGS))[1]
+        for peer in first[1:]:
+            for _ in range(_PINGS):
+                _receive(peer, seconds)
+                _send(clock(), peer, seconds)
+    except NoAnswer:
+        return None
+    return 0.0
+
+
+def measure_links(
+    ranks_of: Sequence[Sequence[int]],
+    rank: int,
+    rounds: Sequence[Sequence[tuple[int, int]]],
+    buffers: tuple[torch.Tensor, torch.Tensor],
+    seconds: float,
+    gate: Callable[[int, bool], bool],
+    exchange: Exchange | None = None,
+) -> list[Speed]:
+    """This rank's exchanges in all rounds; `ranks_of` are the ranks of each node, `buffers` what is sent and received.
+
+    After each round every rank passes the gate, with the round's number and whether its peer failed to answer in
+    `seconds`; the gate tells whether the next round is made.
+    """
+    exchange = exchange or exchange_bytes
+    node = next(i for i, ranks in enumerate(ranks_of) if rank in ranks)
+    place = list(ranks_of[node]).index(rank)
+    found = []
+    for number, pairs in enumerate(rounds):
+        peers = next((ranks_of[b if a == node else a] for a, b in pairs if node in (a, b)), ())
+        if place < len(peers):
+            found.append(_speed(exchange, buffers, peers[place], seconds))
+        if not gate(number, bool(found and found[-1].fault)):
+            break
+    return found
+
+
+def _speed(exchange: Exchange, buffers: tuple[torch.Tensor, torch.Tensor], peer: int, seconds: float) -> Speed:
+    try:
+        exchange(*buffers, peer, seconds)  # connects
+        took = min(_timed(exchange, buffers, peer, seconds) for _ in range(_REPEATS))
+    except NoAnswer as error:
+        return Speed(peer, 0.0, str(error))
+    return Speed(peer, buffers[0].nbytes / took)
+
+
+def exchange_bytes(sent: torch.Tensor, received: torch.Tensor, peer: int, seconds: float) -> None:
+    """Send to and receive from a rank at once. Raises NoAnswer where that takes longer than `seconds`."""
+    operations = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
+    _complete(dist.batch_isend_irecv(operations), seconds, peer, sent.is_cuda)
+
+
+def _timed(exchange: Exchange, buffers: tuple[torch.Tensor, torch.Tensor], peer: int, seconds: float) -> float:
+    begin = time.perf_counter()
+    exchange(*buffers, peer, seconds)
+    return time.perf_counter() - begin
+
+
+def _ask(peer: int, clock: Callable[[], float], seconds: float) -> tuple[float, float]:
+    """How long an answer took, and how far this clock is then ahead of the peer's."""
+    begin = clock()
+    _send(0.0, peer, seconds)
+    theirs = _receive(peer, seconds)
+    end = clock()
+    return end - begin, (begin + end) / 2 - theirs
+
+
+def _send(value: float, peer: int, seconds: float) -> None:
+    _complete([dist.isend(torch.tensor([value], dtype=torch.float64), peer)], seconds, peer, False)
+
+
+def _receive(peer: int, seconds: float) -> float:
+    value = torch.empty(1, dtype=torch.float64)
+    _complete([dist.irecv(value, peer)], seconds, peer, False)
+    return float(value)
+
+
+def _complete(works: Sequence[dist.Work | None], seconds: float, peer: int, on_gpu: bool) -> None:
+    end = time.monotonic() + seconds
+    for work in works:
+        assert work is not None
+        if not on_gpu:
+            try:
+                work.wait(timedelta(seconds=max(0.001, end - time.monotonic())))
+            except RuntimeError as error:  # gloo's word for a time-out and for a lost connection alike
+                raise NoAnswer(f"no answer from rank {peer} in {seconds:g} s ({str(error).splitlines()[0]})") from error
+        # a wait for NCCL only orders streams; one of a later call would wait without a limit
+        while on_gpu and not work.is_completed():
+            if time.monotonic() > end:
+                raise NoAnswer(f"no answer from rank {peer} in {seconds:g} s")
+            time.sleep(_POLL_SECONDS)

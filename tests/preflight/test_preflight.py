@@ -1,0 +1,125 @@
+"""Faults of nodes, pairs and shared places are found and told apart, by four real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megavideo.cli.verbs.preflight import VERB
+from megavideo.preflight.judge import PreflightReport
+from tests.preflight.ranks import Rank, Ranks
+
+UNREACHABLE = {"S3_ENDPOINT_URL": "http://127.0.0.1:1"}
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[Ranks]:
+    ranks = Ranks(4)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    return [f"output={tmp_path / 'runs'}", f"bad_nodes={tmp_path / 'bad.txt'}", f"data.uri={tmp_path / 'data'}"]
+
+
+def same(reports: dict[int, PreflightReport]) -> PreflightReport:
+    first, *others = reports.values()
+    assert all(other == first for other in others)
+    return first
+
+
+def faults(report: PreflightReport) -> dict[str, list[str]]:
+    """Of each bad node the checks that found something."""
+    return {node.host: [fault.partition(":")[0] for fault in node.faults] for node in report.nodes if not node.good}
+
+
+def test_good_nodes(four: Ranks, words: list[str], tmp_path: Path) -> None:
+    report = same(four.run(words))
+    assert faults(report) == {} and report.bad == report.unlocated == report.slow_links == ()
+    assert (tmp_path / "bad.txt").read_text() == ""
+    assert [(node.host, node.ranks) for node in report.nodes] == [(f"n{rank}", (rank,)) for rank in range(4)]
+    assert len(report.links) == 6 and all(link.gb_per_second > 0 for link in report.links)
+    checks = ["store", "output", "disk", "versions", "gpu", "matmul", "clock", "links"]
+    assert all(list(node.checks) == checks for node in report.nodes)
+    for folder in ("runs", "data"):
+        assert list((tmp_path / folder).iterdir()) == []  # nothing is left behind
+    assert VERB.failed is not None and not VERB.failed(report)
+    table = VERB.describe(report).splitlines()
+    assert table[0].split() == ["node", *checks]
+    assert table[-1] == "4 of 4 nodes are good"
+
+
+def test_each_bad_node_is_named_with_its_fault(
+    four: Ranks, words: list[str], tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "S3_"))}
+    ranks: dict[int, Rank | None] = {
+        0: Rank(environment=store, clock_ahead_seconds=-40.0),
+        1: Rank([f"output={tmp_path / 'other'}"], store),
+        2: Rank(environment=store | UNREACHABLE),
+        3: Rank(environment=store),
+    }
+    report = same(four.run([*words, f"data.uri={s3_bucket}/latents"], ranks))
+    assert faults(report) == {"n0": ["clock"], "n1": ["output"], "n2": ["store"]}
+    assert (tmp_path / "bad.txt").read_text() == "n0\nn1\nn2\n"  # by rank 3, the only one on a good node
+    shown = VERB.describe(report)
+    assert "BAD n0: clock: is -40.0" in shown
+    assert "BAD n1: output: " in shown and "what rank 0 wrote is not there" in shown
+    assert "BAD n2: store: " in shown and "given up after" in shown
+    assert VERB.failed is not None and VERB.failed(report)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk(four: Ranks, words: list[str], tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        (small / "shard").write_bytes(bytes(2_000_000))
+        report = same(four.run([*words, "limits.cache_gb=0.001"], {1: Rank([f"data.cache={small}"])}))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert faults(report) == {"n1": ["disk"]}
+    assert f"{small} has 0.0 GB free, cache needs 0.001" in report.nodes[1].faults[0]
+
+
+def test_a_slow_pair_is_told_from_a_slow_node(four: Ranks, words: list[str], tmp_path: Path) -> None:
+    # half a second for 20 kB is slow, however busy this machine is
+    slow = [*words, "limits.link_gb_per_second=8e-5", "limits.link_share=0.5", "link_mb=0.02"]
+    pair = same(four.run(slow, {1: Rank(slow_peers=[2]), 2: Rank(slow_peers=[1])}))
+    assert [(link.first, link.second) for link in pair.slow_links] == [("n1", "n2")]
+    assert pair.bad == () and (tmp_path / "bad.txt").read_text() == ""
+    assert "slow pair n1 - n2" in VERB.describe(pair)
+    node = same(four.run(slow, {2: Rank(slow_peers=[0, 1, 3])}))
+    assert faults(node) == {"n2": ["links"]} and node.slow_links == ()
+
+
+def test_a_rank_that_never_comes_is_named_with_its_host(four: Ranks, words: list[str], tmp_path: Path) -> None:
+    report = same(four.run([*words, "meet_seconds=4"], {2: None}))
+    assert report.bad == ("n2",) and (tmp_path / "bad.txt").read_text() == "n2\n"
+    assert "1 of 4 ranks did not come in 4 s: 2, among them all of n2" in report.unlocated[0]
+
+
+def test_a_file_system_that_hangs_on_one_node(four: Ranks, words: list[str], tmp_path: Path) -> None:
+    for name in ("data", "hung"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "dataset.json").write_text("{}")
+    os.mkfifo(tmp_path / "hung" / "dataset.json")  # a read waits for ever
+    limits = [*words, "data.write=false", "check_seconds=8"]
+    report = same(four.run(limits, {3: Rank([f"data.uri={tmp_path / 'hung'}"])}))
+    assert faults(report) == {"n3": ["store"]}
+    assert report.nodes[3].faults == ("store: no answer in 8 s",)
+
+
+def test_a_place_that_fails_on_all_nodes_is_no_fault_of_theirs(four: Ranks, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where a folder should be")
+    report = same(four.run(words))
+    assert report.bad == () and "store fails on all 4 nodes: " in report.unlocated[0]
+    assert VERB.failed is not None and VERB.failed(report)
