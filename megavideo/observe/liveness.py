@@ -15,7 +15,7 @@ State = Literal["running", "finished", "stopped", "stalled", "starting", "empty"
 _PATIENCE_SECONDS = 60.0
 _PATIENCE_STEPS = 10.0
 _START_SECONDS = 900.0  # data, compilation and a restored checkpoint come before the first step
-_ENDING = {"signal": "told to stop", "hang": "a rank hung"}
+_ENDING = {"signal": "asked to stop", "hang": "a rank hung"}
 
 
 def state_of(
@@ -61,5 +61,8 @@ def _ending(faults: Sequence[Row], step: int, oldest: float, now: float) -> str 
     age = fault_age(last, now)
     if age is not None and age > oldest:
         return None  # it has gone on since, from a checkpoint before that step
-    reason = f" ({last['reason']})" if last.get("reason") else ""
-    return f"{_ENDING[last['kind']]}{reason} at step {last['step']}"
+    reason = last.get("reason") or _ENDING[last["kind"]]
+    if last["kind"] == "hang" and "rank" in last:
+        doing = f": {last['doing']}" if last.get("doing") else ""
+        reason = f"rank {last['rank']} hung{doing}"
+    return f"{reason}, at step {last['step']:,}"

@@ -86,7 +86,7 @@ class _Maker:
     def _step(self, stage: MadeStage, step: int, share: float) -> None:
         loss = stage.low + (stage.high - stage.low) * float(np.exp(-4 * share)) + 0.02 * float(self.rng.normal())
         skipped, spike = step in (57, 58), step == 203
-        saved = 0.35 if step % 50 == 0 else None
+        saved = 0.35 if step % 50 == 1 and step > 1 else None  # the save after the step before
         seconds = stage.seconds * (1 + 0.04 * abs(float(self.rng.normal()))) + (saved or 0.0)
         tokens = 8 * 32768 - int(self.rng.integers(0, 4000))
         self.now += timedelta(seconds=seconds)
@@ -111,7 +111,7 @@ class _Maker:
         }
         if saved is not None:
             row["saved_blocked_seconds"] = saved
-            self._checkpoint(step)
+            self._checkpoint(step - 1)
         self.metrics.write(step, row)
         self._faults(step, skipped, spike, loss)
         if step % 20 == 0:
@@ -123,6 +123,8 @@ class _Maker:
             self.faults.write(step, "non_finite", loss=float("nan"), samples=[sample | {"error": float("nan")}])
         if spike:
             self.faults.write(step, "spike", loss=3 * loss, samples=[sample | {"error": 4.25}])
+        if step == 140:
+            self.faults.write(step, "rollback", back_to=100, passed_over=[139, 140])
         if step == 150:
             self.faults.write(step, "straggler", rank=5, host="node3", reason="1.6 times the median")
         if step == 230:

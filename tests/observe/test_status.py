@@ -70,10 +70,12 @@ def test_ends_are_told_apart(tmp_path: Path) -> None:
     assert _status(_write(tmp_path / "done", steps=100, age=9999)).state == "finished"
     stopped = _write(tmp_path / "stopped", steps=60, age=9999)
     log = FaultLog(stopped / "faults.jsonl", clock=lambda: datetime.fromtimestamp(NOW - 9990, UTC))
-    log.write(60, "signal", reason="SIGUSR1")
+    log.write(60, "signal", reason="asked to stop by SIGUSR1")
     status = _status(stopped)
-    assert (status.state, status.note) == ("stopped", "told to stop (SIGUSR1) at step 60")
+    assert (status.state, status.note) == ("stopped", "asked to stop by SIGUSR1, at step 60")
     assert status.last_fault is not None and status.last_fault.age_seconds == pytest.approx(9990)
+    log.write(60, "hang", rank=3, doing="all_reduce")
+    assert _status(stopped).note == "rank 3 hung: all_reduce, at step 60"
     _write(stopped, steps=40, age=5.0)  # it goes on from a checkpoint before that
     assert _status(stopped).state == "running"
 
@@ -115,8 +117,8 @@ def test_stages_faults_and_checkpoints(tmp_path: Path) -> None:
     assert status.stage.eta_seconds is not None and status.eta_seconds is not None
     assert status.eta_seconds > status.stage.eta_seconds
     assert status.loss is not None and status.loss.steps <= 65  # no loss of the stage before
-    assert status.faults == {"non_finite": 2, "spike": 1, "straggler": 1, "restart": 1}
-    assert status.checkpoint is not None and status.checkpoint.step == 250
+    assert status.faults == {"non_finite": 2, "spike": 1, "rollback": 1, "straggler": 1, "restart": 1}
+    assert status.checkpoint is not None and status.checkpoint.step == 200
     assert status.validation is not None and status.validation.step == 240
     text = plain_text([status])
     for words in ("2 of 3: clips_256, step 130 of 160", "2 skipped steps (not finite)", "1 restart", "by the average"):

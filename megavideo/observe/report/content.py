@@ -156,7 +156,7 @@ def _stage_row(stage: StageNumbers, name: str) -> tuple[str, ...]:
 
 def _fault_row(row: Row) -> tuple[str, ...]:
     told = [str(row["reason"])] if row.get("reason") else []
-    told += [f"{name} {_plain(row[name])}" for name in row if name not in _FAULT_COLUMNS]
+    told += [f"{name.replace('_', ' ')} {_plain(row[name])}" for name in row if name not in _FAULT_COLUMNS]
     return (
         f"{row['step']:,}",
         str(row.get("time") or _DASH).replace("T", " ").removesuffix("+00:00"),
@@ -207,7 +207,14 @@ def _version_rows(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A field of a fault as text: numbers in four digits, lists and mappings item by item."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return " ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    return str(value)
 
 
 def _number(value: float | None) -> str:

@@ -18,8 +18,9 @@ from megavideo.observe.stages import StageRow
 class StageNumbers:
     """What a stage came to. Losses are means over its first and last tenth, without skipped steps.
 
-    `wait_share` is how much of its time the ranks waited for data; `blocked_seconds` is how long saves held it up in
-    all. Shares and `mfu` are 0..1, memory peaks are in 10^9 bytes. What was not recorded is None.
+    Steps whose data is left out after a rollback are `passed_over`, and not among the `skipped`. `wait_share` is how
+    much of its time the ranks waited for data; `blocked_seconds` is how long saves held it up in all. Shares and `mfu`
+    are 0..1, memory peaks are in 10^9 bytes. What was not recorded is None.
     """
 
     name: str
@@ -37,6 +38,7 @@ class StageNumbers:
     mfu: float | None
     wait_share: float | None
     skipped: int
+    passed_over: int
     faults: dict[str, int]
     saves: int
     blocked_seconds: float
@@ -88,10 +90,10 @@ def whole_run(
 
 
 def saves_of(series: Series) -> tuple[Save, ...]:
-    """Every save that the metrics tell of."""
+    """Every save that the metrics tell of. One that was begun after step s stands in the row of step s + 1."""
     blocked = series.column("saved_blocked_seconds")
     places = np.flatnonzero(np.isfinite(blocked))
-    return tuple(Save(int(series.steps[place]), float(blocked[place])) for place in places)
+    return tuple(Save(int(series.steps[place]) - 1, float(blocked[place])) for place in places)
 
 
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[Change]:
@@ -141,7 +143,8 @@ def _numbers(
         float(np.nansum(tokens)) / spent if spent and np.isfinite(tokens).any() else None,
         _weighted(values.get("mfu", empty), seconds),
         float(np.nansum(values["stream_wait_seconds"])) / spent if spent and "stream_wait_seconds" in values else None,
-        int(np.nansum(values.get("skipped", empty))),
+        int(np.nansum(values.get("skipped", empty)) - np.nansum(values.get("passed_over", empty))),
+        int(np.nansum(values.get("passed_over", empty))),
         dict(Counter(str(row.get("kind")) for row in faults if stage.first_step <= row["step"] <= last)),
         int(np.isfinite(blocked).sum()),
         float(np.nansum(blocked)),

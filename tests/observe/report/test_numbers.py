@@ -27,7 +27,8 @@ def _series(path: Path) -> Series:
                 "stream_wait_seconds": 0.5,
             }
             later = {"device_memory_gb": step / 2, "saved_blocked_seconds": 0.25} if step in (15, 20) else {}
-            writer.write(step, values | later)
+            passed = {"loss": None, "skipped": True, "passed_over": True, "stage": "b"}  # such a step has no more
+            writer.write(step, passed if step == 17 else values | later)
     return read_series(path)
 
 
@@ -35,10 +36,10 @@ def test_columns_where_fields_come_and_go(tmp_path: Path) -> None:
     series = _series(tmp_path / "metrics.jsonl")
     assert series.steps.tolist() == list(range(1, 21))
     assert series.stages == (("a", 0, 10), ("b", 10, 20))
-    assert np.isnan(series.column("loss")).tolist() == [step == 3 for step in range(1, 21)]
+    assert np.isnan(series.column("loss")).tolist() == [step in (3, 17) for step in range(1, 21)]
     assert np.flatnonzero(np.isfinite(series.column("device_memory_gb"))).tolist() == [14, 19]
     assert series.has("mfu") and not series.has("unknown") and len(series.column("unknown")) == 20
-    assert series.applied().tolist() == [step != 3 for step in range(1, 21)]
+    assert series.applied().tolist() == [step not in (3, 17) for step in range(1, 21)]
 
 
 def test_a_file_without_rows(tmp_path: Path) -> None:
@@ -75,7 +76,8 @@ def test_numbers_of_stages_by_hand(tmp_path: Path) -> None:
     faults = [{"step": 3, "kind": "non_finite"}, {"step": 12, "kind": "straggler"}, {"step": 13, "kind": "straggler"}]
     first, second = stage_numbers(series, stages, validations, faults)
     assert (first.first_step, first.last_step, first.tokens, first.seconds) == (1, 10, 1000.0, 10.0)
-    assert (first.loss_first, first.loss_last, first.skipped) == (1.0, 10.0, 1)
+    assert (first.loss_first, first.loss_last, first.skipped, first.passed_over) == (1.0, 10.0, 1, 0)
+    assert (second.skipped, second.passed_over, second.tokens, second.seconds) == (0, 1, 900.0, 36.0)
     assert (first.validation, first.validation_ema) == (5.5, None)
     assert (first.tokens_per_second, first.wait_share) == (100.0, pytest.approx(0.5))
     assert (first.faults, first.saves, first.device_memory_gb) == ({"non_finite": 1}, 0, None)
@@ -83,9 +85,9 @@ def test_numbers_of_stages_by_hand(tmp_path: Path) -> None:
     assert (second.faults, second.saves, second.blocked_seconds) == ({"straggler": 2}, 2, 0.5)
     assert (second.tokens_per_second, second.device_memory_gb, second.validation_ema) == (25.0, 10.0, 15.0)
     whole = whole_run(series, 60, validations, faults)
-    assert whole is not None and whole.mfu == pytest.approx((10 * 0.4 + 40 * 0.2) / 50)
+    assert whole is not None and whole.mfu == pytest.approx((10 * 0.4 + 36 * 0.2) / 46)
     assert (whole.loss_first, whole.loss_last, whole.planned_steps) == (1.0, 20.0, 60)
-    assert [(save.step, save.blocked_seconds) for save in saves_of(series)] == [(15, 0.25), (20, 0.25)]
+    assert [(save.step, save.blocked_seconds) for save in saves_of(series)] == [(14, 0.25), (19, 0.25)]
 
 
 def test_stages_by_the_names_in_the_metrics(tmp_path: Path) -> None:

@@ -78,10 +78,19 @@ def test_every_part_is_there(made: tuple[RunFolder, RunReport, _Page]) -> None:
     charts = ["Loss", "Loss by level, resolution and duration", "Weights and their average", "Loss by noise level",
               "Gradient norm", "Learning rate", "Memory", "Saves", "Speed", "Use of the hardware", "Data stream",
               "Waiting for data"]  # fmt: skip
-    sections = ["Stages", "Curves", "Samples", "Faults: 5", "Checkpoints", "Settings and code"]
+    sections = ["Stages", "Curves", "Samples", "Faults: 6", "Checkpoints", "Settings and code"]
     for heading in (*charts, *sections, "Changed since config.1.yaml", *PROMPTS[1:]):
         assert heading in page.headings
-    for words in ("clip-00057", "went on from step 200", "1.6 times the median", "dp8-zero1", "abc", "clips_512"):
+    for words in (
+        "clip-00057",
+        "went on from step 200",
+        "1.6 times the median",
+        "back to 100",
+        "passed over 139; 140",
+        "dp8-zero1",
+        "abc",
+        "clips_512",
+    ):
         assert words in page.text
     assert "<script>alert(1)</script>" in page.text  # as text, not as a tag
     assert (report.state, report.step, report.steps, len(report.stages)) == ("finished", 380, 380, 3)
@@ -92,7 +101,7 @@ def test_numbers_are_those_of_the_files(made: tuple[RunFolder, RunReport, _Page]
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert report.whole is not None
     assert report.whole.tokens == sum(row["tokens"] for row in rows)
-    assert report.whole.skipped == 3 and report.num_faults == 5
+    assert report.whole.skipped == 3 and report.num_faults == 6
     assert [save.step for save in report.saves] == [50, 100, 150, 200, 250, 300, 350] == list(report.checkpoints)
     assert report.sample_steps == (100, 200, 300)
     assert [(change.setting, change.before) for change in report.changes["config.1.yaml"]][-1] == ("train.steps", 90)
