@@ -26,7 +26,7 @@ _TRAIN_USAGE = (
     "Arguments are further words of `megavideo train`, and options before the script's name beat its own:",
     "  sbatch --nodes=4 {out}/{file} layout=tp2-dp2-zero1",
     "MEGAVIDEO_RUN is the run's name, MEGAVIDEO_OUTPUT the folder of run folders, MEGAVIDEO_DATA the dataset,",
-    "MEGAVIDEO_OVERRIDES further words, MEGAVIDEO_VENV the virtual environment.",
+    "MEGAVIDEO_OVERRIDES further words, MEGAVIDEO_VENV the virtual environment; MEGAVIDEO_PREFLIGHT=off skips that.",
     "",
     "Ends with 0 when done and with 2 where settings or data are at fault; else it starts again by itself, as long as",
     "checkpoints get newer. What jobs did stands in RUN/slurm/jobs.log.",

@@ -32,12 +32,12 @@ class Job:
         words = self.lab.cluster.call("scontrol", "--oneliner", "show", "job", self.id).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, seconds: float = 180.0) -> dict[str, str]:
+    def wait(self, seconds: float = 600.0) -> dict[str, str]:
         """Its facts once it has ended for good."""
         self.wait_until(lambda: self.facts()["JobState"] in ENDED, seconds)
         return self.facts()
 
-    def wait_until(self, reached: Callable[[], object], seconds: float = 180.0) -> None:
+    def wait_until(self, reached: Callable[[], object], seconds: float = 600.0) -> None:
         """Raises RuntimeError with the job's state and log where it does not come about."""
         end = time.monotonic() + seconds
         while not reached():
@@ -45,7 +45,7 @@ class Job:
                 raise RuntimeError(f"job {self.id} is not there in {seconds:g} s: {self.facts()}\n{self.said()}")
             time.sleep(_POLL_SECONDS)
 
-    def wait_for_step(self, step: int, seconds: float = 180.0) -> None:
+    def wait_for_step(self, step: int, seconds: float = 600.0) -> None:
         """Wait until a step is in metrics.jsonl. Raises RuntimeError where the job ends before it."""
 
         def reached() -> bool:

@@ -17,19 +17,20 @@ STAGE = "slurm/stage3.sbatch"
 
 STAND_INS = {
     # never gets to a checkpoint
-    "stuck": "exit 1",
+    "stuck": "[[ $verb == preflight ]] || exit 1",
     # dies by a signal on one rank, while the others would go on for ever; each start gets one checkpoint further
     "dying": """
+        [[ $verb == preflight ]] && exit
         mkdir -p "$folder/checkpoints/step_0000000$start"
         ((start == 5)) && exit 0
         ((SLURM_PROCID == 1)) && kill -KILL $$
         sleep 600""",
     # all find the fault, but the first one's end is the end of all
-    "wrong": 'sleep "0.$SLURM_PROCID"; exit 2',
+    "wrong": '[[ $verb == preflight ]] || { sleep "0.$SLURM_PROCID"; exit 2; }',
     # node2 is bad
     "picky": """
         if [[ $verb == preflight && $SLURMD_NODENAME == node2 ]]; then
-          echo node2 >>"${2#bad_nodes=}"
+          echo node2 >"${!#/bad_nodes=/}"
           exit 1
         fi""",
 }
@@ -41,24 +42,17 @@ def words(latents: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def jobs(lab: Lab, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+def jobs(lab: Lab, latents: Path) -> dict[str, Job]:
     """Each job by the name of its run."""
-    found = {"run": lab.submit(STAGE, "run", words(latents))}
-    found["fault"] = lab.submit(STAGE, "fault", [*words(latents), "optim.lr=-1"])
+    at_once = {"MEGAVIDEO_PREFLIGHT": "off"}
+    found = {
+        "run": lab.submit(STAGE, "run", words(latents), environment=at_once),
+        "fault": lab.submit(STAGE, "fault", [*words(latents), "optim.lr=-1"], environment=at_once),
+    }
     for name, script in STAND_INS.items():
-        script_file: str | Path = STAGE
-        if name == "picky":
-            script_file = with_preflight(tmp_path_factory.mktemp("picky"))
-        options = [*ON_FOUR, "--nodes=2"] if name == "picky" else ON_FOUR
-        found[name] = lab.submit(script_file, name, environment=lab.stand_in(name, script), options=options)
+        nodes = ["--nodes=2"] if name == "picky" else []
+        found[name] = lab.submit(STAGE, name, environment=lab.stand_in(name, script), options=[*ON_FOUR, *nodes])
     return found
-
-
-def with_preflight(folder: Path) -> Path:
-    from megavideo.cli.slurm_gen import main
-
-    assert main(["cluster.preflight=true", f"out={folder}"]) == 0
-    return folder / "stage3.sbatch"
 
 
 def test_a_run_told_to_stop_saves_and_goes_on(jobs: dict[str, Job]) -> None:

@@ -22,7 +22,7 @@ from types import TracebackType
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
 START_SECONDS = 60.0
-CLIENT_SECONDS = 20.0  # clients try for minutes where slurmctld is gone
+CLIENT_SECONDS = 60.0  # clients try for minutes where slurmctld is gone
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 # The first process of a node stays, because orphans of a process table need one that reaps them.
