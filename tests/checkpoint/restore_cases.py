@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ SAVED = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Call:
-    """One of the functions below, by name, and its arguments after the launch."""
+    """One of the functions below, by name, and its arguments after the launch and the list of engines that it makes."""
 
     function: str
     arguments: tuple[Any, ...]
@@ -43,15 +44,24 @@ class Call:
 
 def in_turn(launch: Launch, calls: Sequence[Call]) -> list[Any]:
     """What each call returns."""
-    return [globals()[call.function](launch, *call.arguments) for call in calls]
+    results = []
+    for call in calls:
+        engines: list[Engine] = []
+        results.append(globals()[call.function](launch, engines, *call.arguments))
+        groups = {id(group): group for engine in engines for group in vars(engine.plan.groups).values()}
+        # the threads of each wake a hundred times a second
+        for group in groups.values():
+            dist.destroy_process_group(group)
+        gc.collect()
+    return results
 
 
-def engine_of(launch: Launch, layout: str) -> Engine:
-    """A fresh engine with its states."""
+def engine_of(launch: Launch, engines: list[Engine], layout: str) -> Engine:
+    """A fresh engine with its states, also put into `engines`."""
     with patch("deepspeed.utils.groups.mpu", None):
-        engine = build_parity_engine(SPEC, layout, launch)
-    engine.create_state()
-    return engine
+        engines.append(build_parity_engine(SPEC, layout, launch))
+    engines[-1].create_state()
+    return engines[-1]
 
 
 def train(launch: Launch, engine: Engine, first: int, count: int) -> list[float]:
@@ -72,11 +82,13 @@ def digest(engine: Engine) -> str:
     return found.hexdigest()
 
 
-def save_three(launch: Launch, layout: str, folder: str, uri: str | None = None, straight: bool = False) -> Any:
+def save_three(
+    launch: Launch, engines: list[Engine], layout: str, folder: str, uri: str | None = None, straight: bool = False
+) -> Any:
     """Train and save steps 1 to 3 in the background; losses after them, states at each, and what was polled."""
     config = CheckpointConfig(keep_last=5, through_folder=not straight)
     storage = None if uri is None else open_storage(uri)
-    engine, digests, losses = engine_of(launch, layout), [], []
+    engine, digests, losses = engine_of(launch, engines, layout), [], []
     with Checkpointer(config, Path(folder), SaveGroup.of_run(), storage) as checkpointer:
         checkpointer.reserve(owned_fragments(engine))
         for step in SAVED:
@@ -91,12 +103,17 @@ def save_three(launch: Launch, layout: str, folder: str, uri: str | None = None,
 
 
 def go_on(
-    launch: Launch, layout: str, folder: str, uri: str | None = None, options: dict[str, Any] | None = None
+    launch: Launch,
+    engines: list[Engine],
+    layout: str,
+    folder: str,
+    uri: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Any:
     """Restore into a fresh engine and train two steps more; or the error that was raised."""
     told = _Told()
     storage = None if uri is None else open_storage(uri)
-    engine = engine_of(launch, layout)
+    engine = engine_of(launch, engines, layout)
     train(launch, engine, 4, 1)  # nothing of what an engine did before may be left, as a run that goes back needs it
     begin = newest_manifest(Path(folder), storage) if launch.rank == 0 else None
     dist.barrier()
@@ -113,9 +130,9 @@ def go_on(
     }  # fmt: skip
 
 
-def begin_from(launch: Launch, layout: str, folder: str) -> Any:
+def begin_from(launch: Launch, engines: list[Engine], layout: str, folder: str) -> Any:
     """Weights and averages alone into a fresh engine that was trained elsewhere; sizes of each state, and counts."""
-    engine = engine_of(launch, layout)
+    engine = engine_of(launch, engines, layout)
     train(launch, engine, 4, 1)
     try:
         manifest = restore_weights(folder, engine)

@@ -12,7 +12,7 @@ from megavideo.checkpoint.read import CheckpointReader
 from megavideo.parallel.fragments import Fragment
 from megavideo.parallel.sharding import WHOLE
 
-SHAPES = {"a.weight": (6, 40), "b.bias": (7,), "c.weight": (8, 8)}
+SHAPES = {"a.weight": (6, 40), "b.bias": (7,), "c.weight": (400, 500)}
 STATES = ("weight", "exp_avg", "ema")
 
 

@@ -1,0 +1,205 @@
+"""`megavideo checkpoint`: what is in a run's checkpoints, whether they are whole, and one of them in other files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megavideo.cli.describe import MAX_ROWS, describe_fields
+from megavideo.cli.verb import Texts, Verb, Words
+from megavideo.config.schema.checkpoint_verb import CheckpointVerbRun
+from megavideo.errors import ConfigError
+
+_WORDS = Words(
+    "ACTION PLACE", "ls RUN, verify RUN|CHECKPOINT, show CHECKPOINT or reshard CHECKPOINT; a folder or s3://"
+)
+_FOR_RESHARD = ("out", "ranks")
+_FACTS = ("place", "step", "optimizer_steps", "layout", "validation_loss", "stage_end", "num_files", "num_parameters")
+
+
+def _run(cfg: CheckpointVerbRun, texts: Texts) -> Any:
+    action, place = _words(texts.get(_WORDS.metavar, ()))
+    _check_settings(cfg, action)
+    return _ACTIONS[action](cfg, place)
+
+
+def _list(cfg: CheckpointVerbRun, place: str) -> Any:
+    from megavideo.checkpoint.survey import survey
+
+    return survey(_shelf(place), hashes=cfg.hashes)
+
+
+def _verify(cfg: CheckpointVerbRun, place: str) -> Any:
+    from megavideo.checkpoint.survey import survey
+
+    return survey(_shelf(place), hashes=True)
+
+
+def _show(cfg: CheckpointVerbRun, place: str) -> Any:
+    from megavideo.checkpoint.contents import contents_of
+
+    with _brought_here(place) as folder:
+        return contents_of(folder)
+
+
+def _reshard(cfg: CheckpointVerbRun, place: str) -> Any:
+    from megavideo.checkpoint.reshard import reshard
+
+    assert cfg.out is not None and cfg.ranks is not None
+    with _brought_here(place) as folder:
+        return reshard(folder, Path(cfg.out), cfg.ranks)
+
+
+_ACTIONS: dict[str, Callable[[CheckpointVerbRun, str], Any]] = {
+    "ls": _list,
+    "verify": _verify,
+    "show": _show,
+    "reshard": _reshard,
+}
+
+
+def _words(words: Sequence[str]) -> tuple[str, str]:
+    if len(words) != 2 or words[0] not in _ACTIONS:
+        actions = ", ".join(_ACTIONS)
+        raise ConfigError(
+            _WORDS.metavar, " ".join(words) or None, f"must be one of {actions}, and one place",
+            "write megavideo checkpoint ls runs/small",
+        )  # fmt: skip
+    return words[0], words[1]
+
+
+def _check_settings(cfg: CheckpointVerbRun, action: str) -> None:
+    """A setting that another action reads is refused, and one that this one needs is asked for."""
+    for name in _FOR_RESHARD:
+        value = getattr(cfg, name)
+        if action == "reshard" and value is None:
+            raise ConfigError(name, None, "is required by reshard", "write out=DIR ranks=N")
+        if action != "reshard" and value is not None:
+            raise ConfigError(name, value, f"has no effect on {action}", "drop it, or take reshard")
+    if cfg.hashes and action != "ls":
+        raise ConfigError("hashes", True, f"has no effect on {action}", "drop it, or take ls")
+
+
+def _shelf(place: str) -> Any:
+    """The checkpoints of a run, or the one that is named."""
+    from megavideo.checkpoint.manifest import PREFIX
+    from megavideo.checkpoint.read import find_checkpoint
+    from megavideo.checkpoint.survey import Shelf
+    from megavideo.data.storage import is_object_store, open_storage
+
+    parent, _, last = place.rstrip("/").rpartition("/")
+    only = last if last.startswith(PREFIX) else None
+    if is_object_store(place):
+        return Shelf(open_storage(parent if only else place), only)
+    folder = Path(place)
+    if only is None:
+        found = find_checkpoint(folder)
+        return Shelf(found.parent)
+    return Shelf(folder.resolve().parent, only)
+
+
+@contextmanager
+def _brought_here(place: str) -> Iterator[Path]:
+    """A checkpoint, or a run's newest, as a folder; of a store, a copy for as long as the block lasts."""
+    from megavideo.checkpoint.fetch import fetch_checkpoint
+    from megavideo.checkpoint.read import find_checkpoint
+    from megavideo.checkpoint.survey import Shelf
+    from megavideo.data.storage import is_object_store
+    from megavideo.errors import CheckpointError
+
+    if not is_object_store(place):
+        yield find_checkpoint(Path(place))
+        return
+    shelf: Shelf = _shelf(place)
+    names = shelf.names()
+    if not names:
+        raise CheckpointError(f"{place}: no checkpoint. Remedy: give the address that a run saves to, with its name")
+    with tempfile.TemporaryDirectory(prefix="megavideo-checkpoint-") as folder:
+        yield fetch_checkpoint(shelf.storage, names[-1], Path(folder), lambda file: None)
+
+
+def _describe(report: Any) -> str:
+    if hasattr(report, "checkpoints"):
+        return _describe_survey(report)
+    if hasattr(report, "parameters"):
+        return _describe_contents(report)
+    return describe_fields(report)
+
+
+def _describe_survey(report: Any) -> str:
+    lines = [report.place, "", f"{'checkpoint':<16} {'stage':<12} {'layout':<26} {'files':>6} {'size':>10} {'age':>9} "
+             f"{'val. loss':>10}  {'state':<11} kept because"]  # fmt: skip
+    for row in report.checkpoints:
+        loss = "-" if row.validation_loss is None else f"{row.validation_loss:.5g}"
+        lines.append(
+            f"{row.name:<16} {row.stage or '-':<12} {row.layout or '-':<26} {row.num_files:>6} "
+            f"{_size(row.size_bytes):>10} {_age(row.age_seconds):>9} {loss:>10}  {row.state:<11} "
+            f"{', '.join(row.kept_because) or '-'}"
+        )
+    lines += [f"FAULT: {fault}" for fault in report.faults]
+    return "\n".join(lines) if report.checkpoints else f"{report.place}: no checkpoint"
+
+
+def _describe_contents(report: Any) -> str:
+    facts = (
+        "place",
+        "step",
+        "optimizer_steps",
+        "layout",
+        "validation_loss",
+        "stage_end",
+        "num_files",
+        "num_parameters",
+    )
+    lines = [f"{name.replace('_', ' '):<16} {getattr(report, name)}" for name in facts]
+    lines.append(f"{'size':<16} {_size(report.size_bytes)}")
+    lines += [f"{'progress':<16} {name}={value}" for name, value in report.progress.items()]
+    states = list(report.norms)
+    width = max(len(row.name) for row in report.parameters)
+    lines += ["", f"{'L2 norms':<{width}} {'':<18} " + " ".join(f"{state:>12}" for state in states)]
+    for row in report.parameters[:MAX_ROWS]:
+        shape = " x ".join(map(str, row.shape))
+        lines.append(f"{row.name:<{width}} {shape:<18} " + " ".join(f"{row.norms[state]:12.5g}" for state in states))
+    if len(report.parameters) > MAX_ROWS:
+        lines.append(f"... and {len(report.parameters) - MAX_ROWS} more; --json lists all, and the settings of the run")
+    lines.append(f"{'all':<{width}} {'':<18} " + " ".join(f"{report.norms[state]:12.5g}" for state in states))
+    return "\n".join(lines)
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+VERB = Verb(
+    name="checkpoint",
+    summary="list, verify, show or rewrite checkpoints; loading under another layout needs no reshard",
+    primary="checkpoint_verb",
+    schema=CheckpointVerbRun,
+    run=_run,
+    describe=_describe,
+    words=_WORDS,
+    failed=lambda report: bool(getattr(report, "faults", ())),
+    examples=(
+        "megavideo checkpoint ls runs/small",
+        "megavideo checkpoint verify runs/small/checkpoints/step_00001000 --json",
+        "megavideo checkpoint show s3://BUCKET/PREFIX/small",
+        "megavideo checkpoint reshard runs/small out=moved ranks=8",
+    ),
+)
