@@ -96,22 +96,21 @@ class Loop:
                 if isinstance(given, _PassedOver):
                     tools.recorder.passed_over(given.step)
                     done = given.step + 1
-                    continue
-                report = self._step(given, begin, None if limit is None else limit.limit)
-                losses.append(report.loss)
-                done = report.step + 1
-                if limit is not None:
-                    limit.add(report.loss, applied=report.applied)
-                if report.applied:
-                    in_a_row.clear()
-                    samples = len(given.segment_tokens)
-                    position = position.trained(samples, given.tokens)
                 else:
-                    skipped += 1
-                    in_a_row.append(report.step)
+                    report = self._step(given, begin, None if limit is None else limit.limit)
+                    losses.append(report.loss)
+                    done = report.step + 1
+                    if limit is not None:
+                        limit.add(report.loss, applied=report.applied)
+                        position = replace(position, losses=tuple(limit.state))
+                    if report.applied:
+                        in_a_row.clear()
+                        position = position.trained(len(given.segment_tokens), given.tokens)
+                    else:
+                        skipped += 1
+                        in_a_row.append(report.step)
                     if len(in_a_row) >= config.guard.max_skipped:
                         return Ending("unstable", done, position, tuple(losses), skipped, tuple(in_a_row))
-                position = replace(position, losses=tuple(limit.state) if limit is not None else ())
                 position = self._between(done, position)
                 if position.finished is not None:
                     break

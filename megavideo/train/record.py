@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from megavideo.train.position import Position
 from megavideo.train.step import StepReport, Suspect
 
 FAULTS_FILE = "faults.jsonl"
+BAD_SAMPLES_FILE = "bad_samples.txt"
 _NAMED_SUSPECTS = 8
 
 _log = logging.getLogger(__name__)
@@ -108,6 +110,7 @@ class Recorder:
             report.step + 1, report.loss, report.grad_norm, ", ".join(named[:_NAMED_SUSPECTS]), more,
         )  # fmt: skip
         kind: FaultKind = "spike" if report.spike else "non_finite"
+        self._list_bad([s.sample_id for s in suspects if not math.isfinite(s.error)])
         samples = [asdict(s) | {"error": str(s.error)} for s in suspects]
         self._faults.write(report.step + 1, kind, loss=str(report.loss), samples=samples)
 
@@ -150,6 +153,16 @@ class Recorder:
             project = config.observe.wandb_project or "megavideo"
             sinks.append(WandbSink(project, config.name, self._folder.root, asdict(config)))
         return sinks
+
+    def _list_bad(self, sample_ids: Sequence[str]) -> None:
+        """Keep the ids of samples that gave what is not finite in a file which `guard.exclude` takes as it is."""
+        path = self._folder.root / BAD_SAMPLES_FILE
+        known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+        fresh = [sample_id for sample_id in dict.fromkeys(sample_ids) if sample_id not in known]
+        if fresh:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{sample_id}\n" for sample_id in fresh))
+            _log.warning("%d samples more are listed in %s; guard.exclude=%s leaves them out", len(fresh), path, path)
 
     def _plot(self) -> None:
         """A picture that cannot be drawn, as one of no finite loss, ends no run."""

@@ -201,7 +201,9 @@ class _Run:
         if restored.number != ending.position.number or restored.finished is not None:
             number, name = ending.position.number, ending.position.stage
             restored = Position(name, number, first_step=begin, first_visit=restored.next_visit)
-        position = replace(restored, rollbacks=ending.position.rollbacks).rolled_back(bad)
+        # the checkpoint may be from before an earlier rollback
+        known = replace(restored, passed_over=ending.position.passed_over, rollbacks=ending.position.rollbacks)
+        position = known.rolled_back(bad)
         self._totals.rollbacks += 1
         _log.warning("%s. Back to step %d; the data of these steps is passed over", told, begin)
         return begin, position

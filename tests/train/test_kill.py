@@ -21,7 +21,7 @@ def test_a_killed_run_goes_on(place: Place, on_two: dict[str, list[Outcome]]) ->
     # the last checkpoint lies two to four steps back, so that steps are lost and must be made again
     step, rank = draw.choice((7, 14)) + draw.randint(2, 4), draw.randint(0, 1)
     print(f"seed {seed}: kill -9 of rank {rank} once step {step} is written")
-    words = ["train", *parity_words(place, "killed", "dp2-zero1")]
+    words = ["train", *parity_words(place, "killed", "dp2-zero1", checkpoint__asynchronous="false")]
     with Launched("megavideo", words, place.root / "killed_logs", processes=2) as launched:
         launched.wait_for_lines(place.run("killed") / "metrics.jsonl", step)
         launched.kill_rank(rank)

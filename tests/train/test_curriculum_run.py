@@ -1,0 +1,121 @@
+"""A run through the stages of a curriculum: every change of layout exact, in one start or in one for each stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megavideo.checkpoint.manifest import list_checkpoints, read_manifest
+from megavideo.testing.dataset import write_dataset
+from megavideo.testing.train_cases import Case, Outcome, run_cases
+from megavideo.types import Grid
+from tests.train.conftest import Place
+
+NAMES = ("images_256", "short_256", "medium_512", "long_1024", "multimodal")
+LAYOUTS = ("dp2-zero1", "tp2-zero1", "tp2-sp-zero1", "cp2-ring-zero1", "pp2-zero1")
+STEPS = 4
+TOLERANCE = 1e-5
+WORDS = ("curriculum=small", f"train.steps={STEPS}", "optim.warmup_steps=1", "checkpoint.every=3")
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("curriculum"))
+    write_dataset(str(place.latents), 16, grids=(Grid(2, 4, 4), Grid(1, 6, 4), Grid(3, 4, 4)))
+    return place
+
+
+def words(there: Place, name: str, *more: str, **settings: Any) -> list[str]:
+    given = {"train__packs_per_step": 2, **settings}
+    own = [word for word in there.words(name, **given) if word.split("=")[0] not in {w.split("=")[0] for w in WORDS}]
+    return [*own, *WORDS, *more]
+
+
+def of_two(there: Place, name: str, *more: str) -> Case:
+    layouts = (f"stages.{stage}.layout={layout}" for stage, layout in zip(NAMES, LAYOUTS, strict=True))
+    return Case([*words(there, name), *layouts, *more])
+
+
+@pytest.fixture(scope="module")
+def alone(there: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
+    cases = {
+        "alone": Case(words(there, "alone", "layout=zero1")),
+        "nothing left": Case(words(there, "alone", "layout=zero1")),
+    }
+    return dict(zip(cases, run_cases(list(cases.values()), tmp_path_factory.mktemp("one"), processes=1), strict=True))
+
+
+@pytest.fixture(scope="module")
+def on_two(there: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
+    cases = {"together": of_two(there, "together")}
+    cases |= {f"stage {number}": of_two(there, "apart", f"stage={number}") for number in range(1, 6)}
+    cases["too early"] = of_two(there, "early", "stage=1", "exit.samples=2")
+    cases["gone on"] = of_two(there, "apart", "stage=2")
+    return dict(zip(cases, run_cases(list(cases.values()), tmp_path_factory.mktemp("two"), processes=2), strict=True))
+
+
+def stage_rows(there: Place, name: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (there.run(name) / "stages.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["last_step"] is not None]
+
+
+def test_all_stages_run_one_after_the_other(there: Place, alone: dict[str, list[Outcome]]) -> None:
+    report = alone["alone"][0].report
+    assert report is not None and report["steps"] == 5 * STEPS and tuple(report["stages"]) == NAMES
+    rows = stage_rows(there, "alone")
+    assert [(row["name"], row["first_step"], row["last_step"]) for row in rows] == [
+        (name, number * STEPS + 1, (number + 1) * STEPS) for number, name in enumerate(NAMES)
+    ]
+    assert [row["stage"] for row in there.rows("alone")] == [name for name in NAMES for _ in range(STEPS)]
+
+
+def test_a_run_whose_stages_are_all_done_trains_nothing(alone: dict[str, list[Outcome]]) -> None:
+    report = alone["nothing left"][0].report
+    assert report is not None and report["resumed_at"] == report["steps"] == 5 * STEPS
+    assert list(report["stages"]) == []
+
+
+@pytest.mark.parametrize("name", ["together", "apart"])
+def test_each_change_of_layout_is_exact(
+    there: Place, alone: dict[str, list[Outcome]], on_two: dict[str, list[Outcome]], name: str
+) -> None:
+    assert all(outcome.error is None for outcomes in (on_two["together"], on_two["stage 5"]) for outcome in outcomes)
+    assert [row["layout"] for row in stage_rows(there, name)] == list(LAYOUTS)
+    assert there.losses(name) == pytest.approx(there.losses("alone"), rel=TOLERANCE)
+
+
+def test_stages_shuffle_otherwise_and_continue_the_visits(there: Place, alone: dict[str, list[Outcome]]) -> None:
+    assert alone["alone"][0].error is None
+    ends = [read_manifest(folder) for folder in list_checkpoints(there.run("alone") / "checkpoints")]
+    ends = [manifest for manifest in ends if manifest.stage_end]
+    assert [manifest.progress["stage"] for manifest in ends] == list(NAMES)
+    firsts = [manifest.progress["first_visit"] for manifest in ends]
+    nexts = [manifest.progress["next_visit"] for manifest in ends]
+    assert firsts == [0, *nexts[:-1]]
+    assert all(low < high for low, high in zip(firsts, nexts, strict=True))
+
+
+def test_a_stage_may_end_by_its_samples(there: Place, on_two: dict[str, list[Outcome]]) -> None:
+    report = on_two["too early"][0].report
+    assert report is not None and report["steps"] == 1
+    assert read_manifest(list_checkpoints(there.run("early") / "checkpoints")[-1]).progress["finished"] == "samples"
+
+
+def test_a_stage_that_is_behind_the_run_is_refused(on_two: dict[str, list[Outcome]]) -> None:
+    assert [outcome.error for outcome in on_two["gone on"]] == ["ConfigError"] * 2
+    assert "has gone on to stage 5" in (on_two["gone on"][0].message or "")
+
+
+def test_the_checkpoint_of_a_stages_end_stays(there: Place, on_two: dict[str, list[Outcome]]) -> None:
+    assert on_two["together"][0].error is None
+    left = [path.name for path in list_checkpoints(there.run("together") / "checkpoints")]
+    assert {f"step_{(number + 1) * STEPS:08d}" for number in range(5)} <= set(left)
+
+
+def test_a_config_tells_its_stage(there: Place, alone: dict[str, list[Outcome]]) -> None:
+    assert alone["alone"][0].error is None
+    text = Path(there.run("alone") / "config.yaml").read_text()
+    assert "stage: multimodal" in text and "stages: {}" in text

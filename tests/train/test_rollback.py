@@ -1,0 +1,79 @@
+"""After steps in a row that fail, a run goes back and passes over their data; a run asked to stop saves itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from megavideo.testing.dataset import write_dataset
+from megavideo.testing.train_cases import Case, Outcome, run_cases
+from megavideo.types import Grid
+from tests.train.conftest import Place
+
+BAD = 3
+STEPS = 9
+LAYOUTS = ("dp2-zero1", "tp2-sp-zero1", "pp2-zero1", "dp2-zero3")
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("rollback"))
+    write_dataset(str(place.latents), 8, grids=(Grid(2, 4, 4), Grid(1, 6, 4)), bad={BAD: math.inf})
+    return place
+
+
+def words(there: Place, name: str, **settings: Any) -> list[str]:
+    small = {"data__tokens_per_pack": 16, "data__max_segments": 2, "train__steps": STEPS, "checkpoint__every": 1}
+    return there.words(name, **{**small, "checkpoint__keep_last": 100, **settings})
+
+
+@pytest.fixture(scope="module")
+def on_two(there: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
+    cases = {}
+    for layout in LAYOUTS:
+        skipping = words(there, f"skips {layout}", layout=layout)
+        going_back = words(there, f"back {layout}", layout=layout, guard__max_skipped=1, guard__max_rollbacks=9)
+        cases |= {f"skips {layout}": Case(skipping), f"back {layout}": Case(going_back)}
+    few = words(there, "few", layout="dp2-zero1", guard__max_skipped=1, guard__max_rollbacks=0)
+    cases["few"] = Case(few)
+    bad = there.run(f"skips {LAYOUTS[0]}") / "bad_samples.txt"
+    cases["without"] = Case(words(there, "without", layout="dp2-zero1", guard__exclude=f'"{bad}"'))
+    outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("two"), processes=2)
+    return dict(zip(cases, outcomes, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_going_back_leads_to_what_skipping_does(there: Place, on_two: dict[str, list[Outcome]], layout: str) -> None:
+    skipped, back = on_two[f"skips {layout}"][0].report, on_two[f"back {layout}"][0].report
+    assert skipped is not None and back is not None
+    assert skipped["skipped"] >= 2 and skipped["rollbacks"] == 0
+    assert back["rollbacks"] == skipped["skipped"]
+    rows, others = there.rows(f"skips {layout}"), there.rows(f"back {layout}")
+    assert [row["step"] for row in others] == list(range(1, STEPS + 1))
+    assert [row["skipped"] for row in rows] == [row["skipped"] for row in others]
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(rows, others, strict=True) if not a["skipped"]]
+    assert [b for _, b in pairs] == pytest.approx([a for a, _ in pairs], rel=1e-6)
+    assert all(row.get("passed_over") and row["loss"] is None for row in others if row["skipped"])
+
+
+def test_each_rollback_is_told_with_its_steps(there: Place, on_two: dict[str, list[Outcome]]) -> None:
+    assert on_two["back dp2-zero1"][0].error is None
+    faults = there.faults("back dp2-zero1")
+    steps = [row["step"] for row in there.rows("back dp2-zero1") if row["skipped"]]
+    assert [row["passed_over"] for row in faults if row["kind"] == "rollback"] == [[step - 1] for step in steps]
+    named = [sample["sample_id"] for row in faults if row["kind"] == "non_finite" for sample in row["samples"]]
+    assert len(named) == len(steps) and len(set(named)) == 1
+
+
+def test_bad_samples_are_listed_for_the_next_start(there: Place, on_two: dict[str, list[Outcome]]) -> None:
+    assert on_two["skips dp2-zero1"][0].error is None
+    assert (there.run("skips dp2-zero1") / "bad_samples.txt").read_text() == f"sample-{BAD}\n"
+    without = on_two["without"][0].report
+    assert without is not None and without["skipped"] == 0
+
+
+def test_a_run_that_may_not_go_back_ends_with_its_reason(on_two: dict[str, list[Outcome]]) -> None:
+    assert [outcome.error for outcome in on_two["few"]] == ["NumericsError"] * 2
+    assert "guard.max_rollbacks" in (on_two["few"][0].message or "")
