@@ -51,7 +51,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class OtherSeed:
-    """A function, by its dotted place, whose last argument, a seed, is another on one rank from its `call`th call."""
+    """A function, by its dotted place, whose last unnamed argument, a seed, is another on one rank from a call on."""
 
     place: str
     rank: int
@@ -189,10 +189,10 @@ def _failing(original: Callable[..., Any], call: int) -> Callable[..., Any]:
 def _with_other_seed(original: Callable[..., Any], call: int) -> Callable[..., Any]:
     calls = 0
 
-    def work(*arguments: Any) -> Any:
+    def work(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        return original(*arguments[:-1], arguments[-1] + (calls >= call))
+        return original(*arguments[:-1], arguments[-1] + (calls >= call), **options)
 
     return work
 
