@@ -20,7 +20,7 @@ from megavideo.parallel.distributed import free_port, leave, process_group
 
 # the first of them also keeps the server, and so its forks, to one thread of a CPU
 _PRELOAD = ["megavideo.parity.preload", "megavideo.testing.ranks"]
-_TIMEOUT_SECONDS = 300.0
+_TIMEOUT_SECONDS = 400.0
 _POLL_SECONDS = 0.02
 
 # from this rank (`Launch`) and the arguments to what JSON can hold

@@ -17,7 +17,14 @@ from tests.parallel.predict_cases import OTHER_TOKENS, run_layouts
 
 ONE = ("zero0", "zero1", "zero3")
 TWO = ("tp2-sp-zero1", "cp2-ring-zero0", "pp2-zero0", "pp2-dualpipev-zero1", "dp2-zero2", "dp2-zero3")
-FOUR = ("tp2-pp2-zero1", "tp2-sp-cp2-ring-zero3", "cp2-ulysses-pp2-dualpipev-zero1", "pp2-dp2-zero1", "tp2-dp2-zero2")
+FOUR = (
+    "tp2-pp2-zero1",
+    "tp2-sp-cp2-ring-zero3",
+    "cp2-ulysses-pp2-dualpipev-zero1",
+    "pp2-dp2-zero1",
+    "tp2-dp2-zero2-offload",
+    "dp4-zero3-offload",
+)
 IN_BF16 = ("tp2-sp-zero1", "pp2-zero1", "dp2-zero3")
 SPEC = ParitySpec(packs_per_step=4, steps=3)
 BF16 = ParitySpec(packs_per_step=4, steps=3, precision="bf16")
