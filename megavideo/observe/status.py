@@ -100,8 +100,12 @@ class RunStatus:
 
     @property
     def share(self) -> float | None:
-        """How much of the run is done, 0..1."""
-        return min(self.step / self.steps, 1.0) if self.steps else None
+        """How much of the run is done, 0..1; where its steps are unknown, by stages as if they were of one length."""
+        if self.steps:
+            return min(self.step / self.steps, 1.0)
+        if self.stage is None or not self.stage.steps:
+            return None
+        return min((self.stage.number - 1 + min(self.stage.step / self.stage.steps, 1.0)) / self.stage.of, 1.0)
 
 
 def find_runs(places: Sequence[str]) -> list[Path]:

@@ -121,6 +121,8 @@ def _progress(run: RunStatus, bar: bool) -> str:
     full = round(_BAR_WIDTH * run.share)
     drawn = f"[{'#' * full}{'-' * (_BAR_WIDTH - full)}] " if bar else ""
     left = f", {format_seconds(run.eta_seconds)} left" if run.eta_seconds else ""
+    if not run.steps:
+        return f"{drawn}{100 * run.share:.0f} % by stages, step {run.step:,}"
     return f"{drawn}{100 * run.share:.1f} %, step {run.step:,} of {run.steps:,}{left}"
 
 

@@ -144,6 +144,17 @@ def test_a_run_without_a_curriculum_is_one_stage_without_a_name(tmp_path: Path) 
     assert (status.state, status.steps, status.stage) == ("running", 100, None)
 
 
+def test_progress_by_stages_where_the_steps_of_others_are_unknown(tmp_path: Path) -> None:
+    root = _write(tmp_path / "run", steps=15, of=10)
+    log = StageLog(root / "stages.jsonl")
+    log.begin(StageRow("a", 1, 4, 1, None, 10, "dp1"))
+    log.end(10)
+    log.begin(StageRow("b", 2, 4, 11, None, 10, "dp1"))
+    status = _status(root)
+    assert (status.steps, status.share) == (None, pytest.approx(1.5 / 4))
+    assert "38 % by stages, step 15" in plain_text([status])
+
+
 def test_find_runs(tmp_path: Path) -> None:
     _write(tmp_path / "runs" / "b", steps=1)
     _write(tmp_path / "runs" / "a", steps=1)

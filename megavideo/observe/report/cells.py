@@ -22,7 +22,10 @@ _TEXT, _SOFT = "#20242c", "#5d6675"
 
 @dataclass(frozen=True)
 class LossMap:
-    """Losses [F, L] of clips of one resolution, in pixels a frame; not a number where no clip was measured."""
+    """Losses [F, L] of clips of at most `area` pixels a frame; not a number where no clip was measured.
+
+    `frames` are the most that the clips of a row have.
+    """
 
     area: int
     frames: tuple[int, ...]
@@ -59,8 +62,8 @@ def draw_cells(validations: Sequence[Row]) -> Picture | None:
 
 
 def area_name(area: int) -> str:
-    """Pixels of a frame as people say them: the side of a square as large."""
-    return f"{round(area**0.5)}² pixels"
+    """The most pixels of a frame as people say them: the side of a square as large."""
+    return f"up to {round(area**0.5)}² pixels"
 
 
 def _draw(maps: Sequence[LossMap]) -> bytes:
@@ -86,10 +89,10 @@ def _draw(maps: Sequence[LossMap]) -> bytes:
         axes.set_xticks(range(len(part.levels)), [f"{level:.2f}" for level in part.levels], fontsize=8)
         axes.set_yticks(range(len(part.frames)), [str(frames) for frames in part.frames], fontsize=8)
         axes.set_xlabel("noise level", fontsize=9)
-        axes.set_ylabel("frames", fontsize=9)
+        axes.set_ylabel("frames, up to", fontsize=9)
         axes.tick_params(colors=_TEXT, length=0)
         axes.spines[:].set_visible(False)
-        _write_values(axes, part, (low + high) / 2)
+        _write_values(axes, part, low + 0.6 * (high - low))
     for axes in panels[len(maps) :]:
         axes.set_axis_off()
     place = figure.add_axes((1 - 0.65 / _WIDTH, 0.5 / height, 0.14 / _WIDTH, 1 - 0.8 / height))
@@ -101,10 +104,11 @@ def _draw(maps: Sequence[LossMap]) -> bytes:
     return data.getvalue()
 
 
-def _write_values(axes: Any, part: LossMap, middle: float) -> None:
+def _write_values(axes: Any, part: LossMap, dark: float) -> None:
+    """Each loss in its cell, in white where the cell is darker than that of a loss of `dark`."""
     if len(part.levels) > 12:
         return  # figures would not fit into their cells
     for y, x in zip(*np.nonzero(np.isfinite(part.losses)), strict=True):
         loss = float(part.losses[y, x])
-        colour = "white" if loss > middle * 1.25 else _TEXT
+        colour = "white" if loss > dark else _TEXT
         axes.text(x, y, f"{loss:.3g}", ha="center", va="center", fontsize=7.5, color=colour)

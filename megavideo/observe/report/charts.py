@@ -230,6 +230,10 @@ def _dress(axes: Any, marks: Marks, *, named: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_TEXT, labelsize=8)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    if marks.stages:
+        first, last = marks.stages[0][1], marks.stages[-1][2]
+        edge = 0.02 * (last - first) + 0.5
+        axes.set_xlim(first - edge, last + edge)
     for place, (name, first, last) in enumerate(marks.stages):
         if place % 2:
             axes.axvspan(first - 0.5, last + 0.5, color=_SHADE, zorder=0)

@@ -50,7 +50,7 @@ def page_text(cfg: ReportRun, report: RunReport, record: RunRecord, written: str
         {
             "report": report,
             "written": written,
-            "share": min(report.step / report.steps, 1.0) if report.steps else None,
+            "share": report.share,
             "headline": _headline(report),
             "stage_head": _STAGE_HEAD,
             "stage_rows": _stage_rows(report),

@@ -17,7 +17,7 @@ _WINDOW_STEPS = 100
 
 @dataclass(frozen=True)
 class RunReport:
-    """The numbers behind the page at `page`.
+    """The numbers behind the page at `page`. `share` is how much of the run is done, 0..1.
 
     `faults` and `validations` are rows as they were recorded, `changes` the settings that differ from those of an
     earlier start, by the file that kept them. `whole` is None where no step was made.
@@ -30,6 +30,7 @@ class RunReport:
     note: str
     step: int
     steps: int | None
+    share: float | None
     whole: StageNumbers | None
     stages: tuple[StageNumbers, ...]
     num_faults: int
@@ -56,6 +57,7 @@ def summarise(record: RunRecord, page: Path) -> RunReport:
         note=status.note,
         step=status.step,
         steps=status.steps,
+        share=status.share,
         whole=whole_run(record.series, status.steps, **given),
         stages=stage_numbers(record.series, record.stages, **given),
         num_faults=len(record.faults),
