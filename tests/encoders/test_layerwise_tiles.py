@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache, partial
 from typing import Any
 
@@ -80,6 +81,19 @@ def test_tiles_equal_the_whole(name: str) -> None:
         for found, expected in both_ways(name, *shape):
             assert found.shape == expected.shape
             assert psnr(found, expected) > 100, (shape, psnr(found, expected))
+
+
+@pytest.mark.parametrize(("name", "least"), [("hunyuan_video", 45), ("ltx", 100)])
+def test_bf16(name: str, least: float) -> None:
+    """Exact but for the attention of HunyuanVideo, which the class mixes in bf16 and the tiles in fp32."""
+    model, family = make(name)
+    half = deepcopy(model).to(torch.bfloat16)
+    tiles = LayerwiseAutoencoder(family, half, TILE)
+    video = noise(9, 64, 64)
+    moments = half.encode(video.bfloat16()).latent_dist.parameters
+    latent = moments.chunk(2, dim=1)[0]
+    assert psnr(tiles.encode(video).float(), moments.float()) > least
+    assert psnr(tiles.decode(latent).float(), decode_raw(half, family, latent).float()) > least
 
 
 @pytest.mark.parametrize("name", ["hunyuan_video", "cogvideox", "ltx"])

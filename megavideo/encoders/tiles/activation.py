@@ -41,17 +41,13 @@ class ChannelMoments:
         self.count = total
 
     def affine(self, norm: nn.GroupNorm) -> tuple[torch.Tensor, torch.Tensor]:
-        """Factor and summand [C] in float32 by which `norm` normalises what was counted."""
+        """Factor and summand [C] in float32 by which `norm`, which has weights, normalises what was counted."""
         means = self.mean.view(norm.num_groups, -1)
         mean = means.mean(1, keepdim=True)
         within = self.deviation.view(norm.num_groups, -1).mean(1, keepdim=True) / self.count
         variance = within + (means - mean).square().mean(1, keepdim=True)
-        factor = (variance + norm.eps).rsqrt().expand_as(means).flatten()
-        if norm.affine:
-            factor = factor * norm.weight.double().cpu()
-        summand = -mean.expand_as(means).flatten() * factor
-        if norm.affine:
-            summand = summand + norm.bias.double().cpu()
+        factor = (variance + norm.eps).rsqrt().expand_as(means).flatten() * norm.weight.double().cpu()
+        summand = norm.bias.double().cpu() - mean.expand_as(means).flatten() * factor
         return factor.float(), summand.float()
 
 
