@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from megavideo.errors import ConfigError
+from megavideo.errors import ConfigError, TopologyError
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 _STORE_TIMEOUT = timedelta(seconds=5)
@@ -94,6 +94,19 @@ def own_store(prefix: str) -> dist.Store | None:
     return store
 
 
+def _met(world_size: int) -> dist.Store:
+    """The store that torchrun's variables name, once all ranks have come to it."""
+    try:
+        store: dist.Store = next(dist.rendezvous("env://", timeout=DEFAULT_TIMEOUT))[0]
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TopologyError(
+            f"the {world_size} ranks did not meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason} "
+            "Remedy: `megavideo preflight`, started in the same way, names the nodes that are missing"
+        ) from error
+    return store
+
+
 def _end_hung_collectives(environment: MutableMapping[str, str], timeout: timedelta) -> None:
     """Have torch end a process whose NCCL collective takes longer than the timeout, or whose CUDA calls hang in it.
 
@@ -108,7 +121,8 @@ def _end_hung_collectives(environment: MutableMapping[str, str], timeout: timede
 def process_group(timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Launch]:
     """The process group for the duration of a block: nccl with GPUs, else gloo; always taken down at the end.
 
-    `timeout` is how long ranks wait for each other at the start, and a collective before it fails.
+    `timeout` is how long a collective may take before it fails. Raises TopologyError where not all ranks have come
+    after ten minutes.
     """
     rank, local_rank, world_size = read_launch(os.environ)
     has_gpu = torch.cuda.is_available()
@@ -121,7 +135,9 @@ def process_group(timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Launch]:
     if has_gpu:
         torch.cuda.set_device(device)
         _end_hung_collectives(os.environ, timeout)
-    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timeout)
+    dist.init_process_group(
+        "nccl" if has_gpu else "gloo", store=_met(world_size), rank=rank, world_size=world_size, timeout=timeout
+    )
     logging.getLogger(__name__).info("processes: %d, device: %s", world_size, device.type)
     try:
         yield Launch(rank, local_rank, world_size, device)
