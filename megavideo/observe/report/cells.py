@@ -111,4 +111,4 @@ def _write_values(axes: Any, part: LossMap, dark: float) -> None:
     for y, x in zip(*np.nonzero(np.isfinite(part.losses)), strict=True):
         loss = float(part.losses[y, x])
         colour = "white" if loss > dark else _TEXT
-        axes.text(x, y, f"{loss:.3g}", ha="center", va="center", fontsize=7.5, color=colour)
+        axes.text(x, y, f"{loss:#.3g}", ha="center", va="center", fontsize=7.5, color=colour)

@@ -218,7 +218,7 @@ def _plain(value: Any) -> str:
 
 
 def _number(value: float | None) -> str:
-    return _DASH if value is None else f"{value:.4g}"
+    return _DASH if value is None else f"{value:#.4g}"
 
 
 def _percent(value: float | None) -> str:
