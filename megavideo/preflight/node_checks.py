@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,8 +33,8 @@ def check_disk(output: Path, cache: Path, limits: PreflightLimits) -> Finding:
     return Finding("disk", not short, text)
 
 
-def check_gpu(device: torch.device, limits: PreflightLimits) -> Finding:
-    """As many GPUs as expected, the memory of this rank's own free, and no uncorrected memory error on the node.
+def check_gpu(devices: Sequence[torch.device], limits: PreflightLimits) -> Finding:
+    """As many GPUs as expected, the memory of `devices` free, and no uncorrected memory error on the node.
 
     The count is that of nvidia-smi, which sees GPUs that the launcher hides from the rank; without it, that of torch.
     """
@@ -45,23 +46,25 @@ def check_gpu(device: torch.device, limits: PreflightLimits) -> Finding:
     for index, number in enumerate(errors or []):
         if number:
             faults.append(f"GPU {index} had {number} uncorrected memory errors since its driver was loaded")
-    if device.type != "cuda":
-        return Finding("gpu", not faults, "; ".join(faults) or "none")
-    free, total = torch.cuda.mem_get_info(device)
-    if free < limits.gpu_free_share * total:
-        faults.append(
-            f"GPU {device.index} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free: something else runs on it"
-        )
-    return Finding("gpu", not faults, "; ".join(faults) or f"{count} x {torch.cuda.get_device_name(device)}")
+    gpus = [device for device in devices if device.type == "cuda"]
+    for device in gpus:
+        free, total = torch.cuda.mem_get_info(device)
+        if free < limits.gpu_free_share * total:
+            taken = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+            faults.append(f"GPU {device.index} has {taken}: something else is on it")
+    name = f"{count} x {torch.cuda.get_device_name(gpus[0])}" if gpus else "none"
+    return Finding("gpu", not faults, "; ".join(faults) or name)
 
 
-def check_matmul(device: torch.device) -> Finding:
-    """Whether this rank's device multiplies right; measured are the seconds that it takes."""
-    probe = MatmulProbe(device)
-    seconds = probe.seconds(repeats=20)
-    right = probe.is_right()
-    text = f"{seconds * 1e3:.2f} ms" if right else f"{device}: a matrix product is wrong"
-    return Finding("matmul", right, text, seconds)
+def check_matmul(devices: Sequence[torch.device]) -> Finding:
+    """Whether each device multiplies right; measured are the seconds of the slowest."""
+    seconds, wrong = [], []
+    for device in devices:
+        probe = MatmulProbe(device)
+        seconds.append(probe.seconds(repeats=20))
+        if not probe.is_right():
+            wrong.append(f"{device}: a matrix product is wrong")
+    return Finding("matmul", not wrong, "; ".join(wrong) or f"{max(seconds) * 1e3:.2f} ms", max(seconds))
 
 
 def check_versions() -> Finding:

@@ -133,17 +133,24 @@ class _Preflight:
 
     def _look(self, places: Mapping[str, tuple[Storage, str | None]]) -> RankAnswer:
         """What this rank finds alone."""
-        config, device = self._config, self._device
+        config, devices = self._config, self._devices()
         output = Path(config.output)
         cache = Path(config.data.cache) if config.data.cache else output / "cache"
         checks: dict[str, Callable[[], Finding]] = {
             **{name: partial(self._see, name, *place) for name, place in places.items()},
             "disk": partial(check_disk, output, cache, config.limits),
             "versions": check_versions,
-            "gpu": partial(check_gpu, device, config.limits),
-            "matmul": partial(check_matmul, device),
+            "gpu": partial(check_gpu, devices, config.limits),
+            "matmul": partial(check_matmul, devices),
         }
         return RankAnswer(tuple(limited(name, config.check_seconds, check) for name, check in checks.items()))
+
+    def _devices(self) -> list[torch.device]:
+        """The rank's own, or all of its node where it is the only one there."""
+        own = [rank for rank, host in self._hosts.items() if host == self._meeting.host]
+        if self._device.type == "cpu" or len(own) > 1:
+            return [self._device]
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
     def _see(self, name: str, storage: Storage, token: str | None) -> Finding:
         if not self._writes(name):
@@ -169,6 +176,8 @@ class _Preflight:
         if len(ranks_of) == 1:
             return alone
         on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(self._device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=dist.PrefixStore("group", meeting.store),
             rank=meeting.rank, world_size=meeting.world_size, timeout=timedelta(seconds=config.check_seconds),

@@ -89,7 +89,7 @@ def _serve(pipe: Connection, rank: int, count: int) -> None:
 def _exchange(own: Rank) -> Callable[[torch.Tensor, torch.Tensor, int, float], None]:
     def exchange(sent: torch.Tensor, received: torch.Tensor, peer: int, seconds: float) -> None:
         if peer in own.slow_peers:
-            time.sleep(1.0)
+            time.sleep(0.6)
         exchange_bytes(sent, received, peer, seconds)
 
     return exchange

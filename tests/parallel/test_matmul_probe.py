@@ -1,0 +1,27 @@
+"""The probe's product: one wrong number in it is found, and its time is a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megavideo.parallel.matmul_probe import MatmulProbe
+
+CPU = torch.device("cpu")
+
+
+def test_a_right_product_and_its_time() -> None:
+    probe = MatmulProbe(CPU)
+    assert all(probe.is_right(seed) for seed in range(4))
+    assert 0 < probe.seconds() < 10
+
+
+@pytest.mark.parametrize("place", [(0, 0), (17, 300), (383, 383)])
+def test_one_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch, place: tuple[int, int]) -> None:
+    probe = MatmulProbe(CPU)
+    right = probe._product()
+    wrong = right.clone()
+    wrong[place] += 1
+    monkeypatch.setattr(probe, "_product", lambda: wrong)
+    assert not probe.is_right()
+    assert torch.equal(right.double(), probe._left.double() @ probe._right.double())  # float32 holds it
