@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,43 @@ def _next_processes(routes: Mapping[str, Route], outcomes: Mapping[str, list[lis
         if len(outcomes[name]) < len(route.layouts):
             return num_processes(route.layouts[len(outcomes[name])])
     return 1
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A run begins under one layout for `begun` steps, and goes on under another to `steps`: each of them to each."""
+
+    layouts: tuple[str, ...]
+    begun: int
+    steps: int
+
+    def name(self, one: str, two: str) -> str:
+        """Of the run that begins under `one`."""
+        return f"{one}_{two}"
+
+    def words(self, place: Place, name: str, layout: str, steps: int) -> list[str]:
+        """Of such a run, which is saved at its end only."""
+        return words(place, name, layout, steps, {"checkpoint__every": 1000})
+
+
+def run_pairs(place: Place, pairs: Pairs, logs: Path) -> dict[str, list[Outcome]]:
+    """Outcomes by run and rank. The beginnings are made once, and their run folders copied for each way to go on.
+
+    All ways to one layout share a start of processes, which no other does: groups of engines that are done with
+    take time from the others.
+    """
+    outcomes: dict[str, list[Outcome]] = {}
+    for layout in pairs.layouts:
+        case = Case(pairs.words(place, f"begins_{layout}", layout, pairs.begun))
+        [outcomes[layout]] = run_cases([case], logs / f"begins_{layout}", processes=num_processes(layout))
+    for two in pairs.layouts:
+        names = [pairs.name(one, two) for one in pairs.layouts]
+        for one, name in zip(pairs.layouts, names, strict=True):
+            shutil.copytree(place.run(f"begins_{one}"), place.run(name))
+        cases = [Case(pairs.words(place, name, two, pairs.steps)) for name in names]
+        found = run_cases(cases, logs / f"to_{two}", processes=num_processes(two))
+        outcomes.update(zip(names, found, strict=True))
+    return outcomes
 
 
 def furthest_state(reader: CheckpointReader, expected: CheckpointReader, state: str) -> tuple[float, str]:
