@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from megavideo.config.curriculum import Stage
 from megavideo.config.schema.exit import ExitConfig
@@ -30,7 +31,8 @@ def next_stage(stages: Sequence[Stage], position: Position | None, step: int) ->
             "go on as it was started, or name= another run with init_from= this one",
         )
     if position.number == 0:
-        return None if _is_over(stages[0], position, step) else (stages[0], position)
+        # one that goes on after its end, to more steps, is not finished any more
+        return None if _is_over(stages[0], position, step) else (stages[0], replace(position, finished=None))
     if stages[0].number > position.number and position.finished is None:
         raise ConfigError(
             "stage",
