@@ -65,8 +65,8 @@ def verb_names() -> tuple[str, ...]:
     `cli/verbs` holding `VERB`, with an underscore where the name has a dash.
     """
     return (
-        "ingest", "caption", "train-vae", "encode", "train", "sample", "demo", "parity", "doctor", "preflight",
-        "slurm-gen",
+        "ingest", "caption", "train-vae", "encode", "train", "status", "report", "checkpoint", "sample", "demo",
+        "parity", "doctor", "preflight", "slurm-gen",
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from megavideo.diffusion.objective import Objective
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.train.look_ahead import Packs, planned_ahead
 from megavideo.train.noising import TrainBatch, choose_texts, drop_texts, noise_pack, num_loss_tokens
+from megavideo.train.term_labels import Windows, choose_windows
 from megavideo.types import PackSegment
 
 
@@ -98,10 +99,13 @@ class Feed:
         return rank_share(packs, self._mesh.dp_rank, self._mesh.dp)
 
     def _input(self, step: int, packs: Packs) -> StepInput:
+        diffusion, seed = self._config.diffusion, self._config.train.seed
+        loss_tokens = num_loss_tokens(packs, diffusion, seed)
+        windows = choose_windows(packs, diffusion, self._config.model.patch[0], seed, loss_tokens)
         return StepInput(
             step=step,
-            batches=tuple(self._batch(segments) for segments in self._mine(packs)),
-            loss_tokens=num_loss_tokens(packs, self._config.diffusion, self._config.train.seed),
+            batches=tuple(self._batch(segments, windows) for segments in self._mine(packs)),
+            loss_tokens=loss_tokens,
             tokens=sum(s.grid.num_tokens for pack in packs for s in pack),
             segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for pack in packs for s in pack),
         )
@@ -149,10 +153,10 @@ class Feed:
         """Numbers of this rank's stream since they were last asked for."""
         return self._stream_rates.metrics()
 
-    def _batch(self, segments: tuple[PackSegment, ...]) -> TrainBatch:
+    def _batch(self, segments: tuple[PackSegment, ...], windows: Windows) -> TrainBatch:
         config = self._config
         samples = [self._reader.read(s.index, s.sample_id) for s in segments]
         samples = choose_texts(segments, samples, config.train.seed)
         samples = drop_texts(segments, samples, self._null_text, config.diffusion.text_dropout, config.train.seed)
         pack = assemble(segments, samples, config.model.patch, self._limits)
-        return noise_pack(pack, segments, config.diffusion, self._objective, config.train.seed)
+        return noise_pack(pack, segments, config.diffusion, self._objective, config.train.seed, windows=windows)

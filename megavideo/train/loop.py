@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from megavideo.config.curriculum import Stage
+from megavideo.config.schema.train import TrainRun
 from megavideo.observe.progress import StepResult, TrainingProgress
 from megavideo.planning.flops import BlockShape, train_flops
 from megavideo.train.agree import until_asked
@@ -71,7 +72,7 @@ class Loop:
 
     def __init__(self, stage: Stage, parts: Parts, tools: Tools) -> None:
         self._stage = stage
-        self._config = stage.config
+        self._config: TrainRun = stage.config
         self._parts = parts
         self._tools = tools
         model = stage.config.model
@@ -90,7 +91,8 @@ class Loop:
         skipped, done = 0, begin
         # closed on every way out: a thread left at work while the process ends can abort it
         with closing(self._inputs(begin, position)) as inputs:
-            for given, stop in until_asked(inputs, tools.trainer.device, self._is_asked):
+            timed = tools.stragglers.reading(inputs)
+            for given, stop in until_asked(timed, tools.trainer.device, self._is_asked):
                 if stop:
                     return self._stopped(done, position, losses, skipped)
                 if isinstance(given, _PassedOver):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -30,6 +31,7 @@ from megavideo.train.step import StepReport, Suspect
 FAULTS_FILE = "faults.jsonl"
 BAD_SAMPLES_FILE = "bad_samples.txt"
 _NAMED_SUSPECTS = 8
+_PLOT_SECONDS = 120.0  # all ranks wait while one draws
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Recorder:
         self._folder = folder
         self._first = first
         self._saved_blocked_seconds: float | None = None
+        self._next_plot = time.monotonic() + _PLOT_SECONDS
         if first:
             config = stage.config
             self._tensorboard = TensorBoardSink(folder.tensorboard, step) if config.observe.tensorboard else None
@@ -72,8 +75,10 @@ class Recorder:
 
     def ends(self, step: int) -> None:
         """The stage is over."""
-        if self._first and self._stage.number:
-            self._stages.end(step)
+        if self._first:
+            self._plot()
+            if self._stage.number:
+                self._stages.end(step)
 
     def step(self, report: StepReport, values: dict[str, Any]) -> None:
         """The numbers of a step; `values` are those beside what the step reports of itself."""
@@ -130,7 +135,7 @@ class Recorder:
         for event in events:
             if (reason := event.failure or event.copy_failure) is not None:
                 self._faults.write(event.step, "save_failed", reason=reason, place=event.place)
-        if any(event.failure is None for event in events):
+        if any(event.failure is None for event in events) and time.monotonic() >= self._next_plot:
             self._plot()
 
     def validated(self, step: int, values: dict[str, Any]) -> None:
@@ -166,6 +171,7 @@ class Recorder:
 
     def _plot(self) -> None:
         """A picture that cannot be drawn, as one of no finite loss, ends no run."""
+        self._next_plot = time.monotonic() + _PLOT_SECONDS
         try:
             plot_loss(self._folder.metrics, self._folder.pictures / "loss.png")
         except (DataError, OSError) as error:

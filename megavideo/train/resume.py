@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def check_same_run(config: TrainRun, config_file: Path) -> None:
             f"the run in {config_file.parent} was started with {before.optim.ema_decay!r}",
             "keep the average on, or off, for the whole run; or name= another run",
         )
-    if before != config:
+    if replace(before, stages={}) != config:
         logging.getLogger(__name__).info("settings differ from the last start; the old ones are kept beside the new")
 
 

@@ -100,6 +100,8 @@ class _Run:
             found = next_stage(self._stages, position, step)
             if found is None:
                 return self._report(step)
+            if self._totals.resumed_at is not None:
+                _release()
             self._stage(*found)
 
     def _stage(self, stage: Stage, position: Position) -> None:
@@ -108,7 +110,7 @@ class _Run:
         self._place.check(stage)
         place = StagePlace(position.number, position.first_step, position.first_visit)
         parts = build_parts(config, self._launch, self._place.version(stage), place)
-        self._place.prepare(stage, parts.dataset, self._launch)
+        self._place.prepare(stage, self._stages, parts.dataset, self._launch)
         self._place.tell_sampling(parts, self._launch)
         begin, restored = self._restored(parts)
         after = next_stage(self._stages, restored, begin)
@@ -117,8 +119,6 @@ class _Run:
             self._announce(stage, parts, begin)
             self._train(stage, parts, begin, after[1])
         # else the newest checkpoint could not be read, and the one before it is of another stage
-        del parts
-        self._release()
 
     def _restored(self, parts: Parts, at_most: int | None = None) -> tuple[int, Position | None]:
         """Steps done and position of the newest whole checkpoint, which the engine now holds."""
@@ -140,7 +140,7 @@ class _Run:
         previewer = build_previewer(config, parts, self._place.folder, launch)
         checkpointer = Checkpointer(config.checkpoint, self._place.folder.checkpoints, group, self._store)
         watchdog = self._watchdog(stage)
-        restarted = begin > position.first_step
+        restarted = begin > 0 and totals.losses == []
         drawing = nullcontext() if previewer is None else closing(previewer)
         with checkpointer, drawing, watchdog:
             checkpointer.reserve(owned_fragments(parts.engine))
@@ -157,7 +157,7 @@ class _Run:
                         progress=self._progress(config, parts, begin, position),
                         watchdog=watchdog,
                         stop=self._stop,
-                        stragglers=Stragglers(config.guard, launch),
+                        stragglers=Stragglers(config.guard, launch, parts.mesh.groups("tp", "ulysses", "ring", "dp")),
                         validator=validator,
                         previewer=previewer,
                     )
@@ -238,14 +238,6 @@ class _Run:
         if stage.name and stage.name not in totals.stages:
             totals.stages.append(stage.name)
 
-    def _release(self) -> None:
-        """Free what a stage held, so that the next one can take its place under another layout."""
-        forget_groups()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        dist.barrier()
-
     def _report(self, step: int) -> TrainReport:
         totals = self._totals
         tenth = max(1, len(totals.losses) // 10)
@@ -264,3 +256,12 @@ class _Run:
             name, self._totals.parameters / 1e6, len(parts.feed.selected.table), config.train.packs_per_step,
             config.data.tokens_per_pack, config.layout, self._launch.world_size, begin,
         )  # fmt: skip
+
+
+def _release() -> None:
+    """Free what a stage held, so that the next one can take its place under another layout."""
+    forget_groups()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    dist.barrier()

@@ -6,6 +6,7 @@ from megavideo.checkpoint.manifest import Header
 from megavideo.checkpoint.saver import Checkpointer
 from megavideo.config.curriculum import Stage
 from megavideo.config.dump import to_yaml
+from megavideo.config.schema.train import TrainRun
 from megavideo.parallel.fragments import owned_fragments
 from megavideo.train.build import Parts
 from megavideo.train.position import Position
@@ -16,7 +17,7 @@ class Saving:
     """Saves the engine of `parts` through the checkpointer of the run, each step once."""
 
     def __init__(self, stage: Stage, parts: Parts, checkpointer: Checkpointer, recorder: Recorder, begin: int) -> None:
-        self._config = stage.config
+        self._config: TrainRun = stage.config
         self._parts = parts
         self._checkpointer = checkpointer
         self._recorder = recorder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -53,13 +54,14 @@ class RunPlace:
 
     def version(self, stage: Stage) -> int | None:
         """The version of the dataset that is asked for, else the one that the stage began with, else the newest."""
+        config: TrainRun = stage.config
         copy = self._dataset_copy(stage)
-        if stage.config.data.version is not None or not copy.exists():
-            return stage.config.data.version
+        if config.data.version is not None or not copy.exists():
+            return config.data.version
         return parse_info(str(self.folder.root), copy.read_bytes()).version or None
 
-    def prepare(self, stage: Stage, dataset: LatentDataset, launch: Launch) -> None:
-        """Make or go on with the folder; a collective call.
+    def prepare(self, stage: Stage, stages: Sequence[Stage], dataset: LatentDataset, launch: Launch) -> None:
+        """Make or go on with the folder; a collective call. Of the other `stages` it is told how long they are.
 
         Raises ConfigError where the stage was begun on another dataset, or the run with another autoencoder.
         """
@@ -80,7 +82,8 @@ class RunPlace:
             )
         dist.barrier()  # every rank has read the old settings before the first one replaces them
         if launch.rank == 0:
-            create_run_folder(self.folder.root, to_yaml(stage.config), sys.argv)
+            lengths = {other.name: {"train": {"steps": other.config.train.steps}} for other in stages if other.name}
+            create_run_folder(self.folder.root, to_yaml(replace(stage.config, stages=lengths)), sys.argv)
             write_file(copy, info_bytes(dataset.info))
             download_all(dataset.storage, ENCODERS_PREFIX, self.folder.encoders)
         dist.barrier()

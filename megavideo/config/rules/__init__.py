@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megavideo.config.rules.captions import CAPTION_RULES, EXPAND_RULES
+from megavideo.config.rules.checkpoint import CHECKPOINT_RULES
 from megavideo.config.rules.cluster import CLUSTER_RULES
 from megavideo.config.rules.data import DATA_RULES
 from megavideo.config.rules.diffusion import DIFFUSION_RULES
@@ -24,6 +25,7 @@ from megavideo.config.rules.sample import SAMPLE_RULES
 from megavideo.config.rules.stages import STAGE_RULES
 from megavideo.config.rules.train import LOOP_RULES
 from megavideo.config.rules.vae import VAE_RULES
+from megavideo.config.rules.validation import VALIDATION_RULES
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.config.schema.doctor import DoctorRun
@@ -43,6 +45,8 @@ TRAIN_RULES = (
     *RECOMPUTE_RULES,
     *PRECISION_RULES,
     *STAGE_RULES,
+    *CHECKPOINT_RULES,
+    *VALIDATION_RULES,
 )
 
 
