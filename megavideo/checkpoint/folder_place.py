@@ -96,7 +96,7 @@ class FolderPlace:
         """A small file. On a disk so full that not even its text can be written, the note is left empty."""
         path, unseen = self._working(save) / note, self._working(save) / f"{_UNSEEN}{note}"
         try:
-            write_flushed(unseen, text.encode())
+            unseen.write_text(text)  # not flushed to disk: no note outlives its save
         except OSError:
             unseen.unlink(missing_ok=True)
             unseen.touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from megavideo.checkpoint.manifest import FragmentEntry
@@ -69,7 +70,7 @@ class Snapshot:
         tensors, begin = [], 0
         for entry, values in rows:
             end = begin + values.nbytes
-            self._buffer[begin:end].view(values.dtype).copy_(values.reshape(-1), non_blocking=True)
+            _copy(self._buffer[begin:end], values)
             tensors.append(SavedTensor(entry, values.dtype, begin, end))
             begin = end
         for device in {values.device for _, values in rows if values.is_cuda}:
@@ -90,6 +91,15 @@ class Snapshot:
                 files.append([])
             files[-1].append(tensor)
         return [tuple(file) for file in files]
+
+
+def _copy(place: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy `values` into bytes on the host; from a GPU without waiting for it."""
+    if values.is_cuda:
+        place.view(values.dtype).copy_(values.reshape(-1), non_blocking=True)
+    else:
+        # torch would share out each copy among its threads, and wait for the last of them on a busy machine
+        np.copyto(place.numpy(), values.reshape(-1).view(torch.uint8).numpy())
 
 
 def _entry(fragment: Fragment, state: str) -> FragmentEntry:

@@ -17,7 +17,7 @@ import xxhash
 from megavideo.checkpoint.manifest import FileEntry
 from megavideo.checkpoint.snapshot import SavedTensor
 
-_CHUNK_BYTES = 4 << 20  # stays in the processor's cache between the hash and the write
+_CHUNK_BYTES = 16 << 20  # stays in the last cache between the hash and the write
 _ALIGNMENT = 8
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 

@@ -3,9 +3,10 @@
     python tools/bench/checkpoint_speed.py [--json] [--repeats 5] [--gb 1.0] [--folder DIR]
 
 The state is as an engine's: weight, two moments and average of many parameters, float32, in host memory. In each
-repeat, in an order that changes, it is saved by an asynchronous save, by a synchronous one, and by torch.save of the same
-tensors into one file of the same folder, once as it is and once followed by fsync, which every save of ours does. The
-first repeat of each is not counted. Ratios are medians over repeats, with the smallest and the largest:
+repeat, in an order that changes, it is saved by an asynchronous save, by a synchronous one, and by torch.save of the
+same tensors into one file of the same folder, once as it is and once followed by fsync, which every save of ours does.
+The first repeat of each is not counted, nor is the removal of files. Ratios are medians over repeats, with the smallest
+and the largest:
 
     blocked    seconds for which an asynchronous save blocks / seconds of a synchronous one (0.1 or less is asked for)
     bandwidth  seconds of torch.save / seconds of a synchronous save (0.5 or more is asked for)
@@ -98,9 +99,11 @@ def measure(folder: Path, size_bytes: float, repeats: int) -> dict[str, list[Sec
             seconds = ways[name](repeat + 1)
             if repeat:
                 found[name].append(seconds)
-    for name, saver in savers.items():
+            for checkpoint in folder.glob(f"{name}/step_*"):
+                CheckpointReader(checkpoint).verify()
+                shutil.rmtree(checkpoint)
+    for saver in savers.values():
         saver.close()
-        CheckpointReader(folder / name / f"step_{repeats + 1:08d}").verify()
     return found
 
 
