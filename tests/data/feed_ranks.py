@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -22,7 +23,10 @@ Visits = Counter[tuple[str, int]]
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run: `dp` ranks with `workers` each train steps [begin, end) of a run of `steps`."""
+    """One start of a run: `dp` ranks with `workers` each train steps [begin, end) of a run of `steps`.
+
+    `environment` is what ranks need of this process's, which the server that they are forked from may not have.
+    """
 
     config: TrainRun
     cache: Path | None
@@ -31,6 +35,7 @@ class Start:
     begin: int
     end: int
     steps: int
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def delivered(start: Start) -> dict[int, Visits]:
@@ -67,6 +72,7 @@ def make_feed(start: Start, rank: int, place: StagePlace = WHOLE_RUN) -> Feed:
 
 
 def _run(start: Start, rank: int, connection: Connection) -> None:
+    os.environ.update(start.environment)
     inputs = make_feed(start, rank).steps(start.begin, start.steps, depth=2)
     seen: dict[int, Visits] = {}
     for _ in range(start.begin, start.end):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,11 @@ def run_of(uri: str, output: Path, packs_per_step: int) -> TrainRun:
     return micro_config(data__uri=uri, output=output, train__packs_per_step=packs_per_step, data__max_segments=16)
 
 
+def store_environment() -> dict[str, str]:
+    """Where the store is and who asks it."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("S3_", "AWS_"))}
+
+
 def three_epochs(config: TrainRun, cache: Path | None) -> int:
     """Steps in which every sample comes three times."""
     plan = make_feed(Start(config, cache, 1, 0, 0, 0, 0), 0).plan
@@ -33,9 +39,10 @@ def with_changes(
     """What a run delivers that is stopped so often, and the (ranks, workers) that it was on."""
     seen: dict[int, Visits] = {}
     layouts = set()
+    environment = store_environment()
     for begin, end in zip([0, *stops], [*stops, steps], strict=True):
         dp, workers = draw.choice(ranks), draw.randint(0, 4)
-        seen |= delivered(Start(config, cache, dp, workers, begin, end, steps))
+        seen |= delivered(Start(config, cache, dp, workers, begin, end, steps, environment))
         layouts.add((dp, workers))
     return seen, layouts
 
@@ -84,7 +91,7 @@ def test_twenty_changes_over_three_epochs(
     steps = three_epochs(config, cache)
     draw = random.Random(packs_per_step)
     stops = sorted(draw.sample(range(1, steps), 20))
-    whole = delivered(Start(config, cache, 1, 0, 0, steps, steps))
+    whole = delivered(Start(config, cache, 1, 0, 0, steps, steps, store_environment()))
     seen, layouts = with_changes(config, cache, steps, stops, draw, ranks)
     assert seen == whole
     total = sum(whole.values(), Counter())
