@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +26,7 @@ def lab(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     root = tmp_path_factory.mktemp("slurm")
     (root / "runs").mkdir()
     with cluster_or_skip(root / "cluster", Shape(nodes=4)) as cluster:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MEGAVIDEO_VENV", sys.prefix)
-            yield Lab(cluster, repo_root, root)
+        yield Lab(cluster, repo_root, root)
 
 
 @pytest.fixture(scope="session")

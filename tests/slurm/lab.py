@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +40,10 @@ class Job:
 
     def wait_until(self, reached: Callable[[], object], seconds: float = 600.0) -> None:
         """Raises RuntimeError with the job's state and log where it does not come about."""
-        end = time.monotonic() + seconds
-        while not reached():
-            if time.monotonic() > end:
-                raise RuntimeError(f"job {self.id} is not there in {seconds:g} s: {self.facts()}\n{self.said()}")
-            time.sleep(_POLL_SECONDS)
+        try:
+            self.lab.wait_until(reached, seconds)
+        except TimeoutError as error:
+            raise RuntimeError(f"job {self.id}: {error}; {self.facts()}\n{self.said()}") from error
 
     def wait_for_step(self, step: int, seconds: float = 600.0) -> None:
         """Wait until a step is in metrics.jsonl. Raises RuntimeError where the job ends before it."""
@@ -100,11 +100,23 @@ class Lab:
     ) -> Job:
         """Submit a script from the root of the checkout, for the run `name`."""
         log = self.root / f"{name}-{Path(script).stem}.log"
-        given = {"MEGAVIDEO_RUN": name, "MEGAVIDEO_OUTPUT": str(self.root / "runs"), **(environment or {})}
+        given = self.environment(name) | dict(environment or {})
         said = self.cluster.call(
             "sbatch", "--parsable", f"--output={log}", *options, script, *words, extra=given, cwd=self.checkout
         )
         return Job(self, said.strip(), self.root / "runs" / name, log)
+
+    def wait_until(self, reached: Callable[[], object], seconds: float) -> None:
+        """Look until it is so. Raises TimeoutError where it does not come about."""
+        end = time.monotonic() + seconds
+        while not reached():
+            if time.monotonic() > end:
+                raise TimeoutError(f"not there in {seconds:g} s")
+            time.sleep(_POLL_SECONDS)
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Variables of the scripts for the run `name`, with this Python."""
+        return {"MEGAVIDEO_RUN": name, "MEGAVIDEO_OUTPUT": str(self.root / "runs"), "MEGAVIDEO_VENV": sys.prefix}
 
     def stand_in(self, name: str, script: str) -> dict[str, str]:
         """The environment in which `megavideo` is a shell script, which finds the run folder as $folder."""

@@ -83,7 +83,9 @@ def start(lab: Lab, script: Path, name: str, uri: str, cache: Path) -> Job:
     return lab.submit(script, name, words, options=["--time=240"])
 
 
-def test_thirty_faults_change_nothing(stormy: Lab, disk: Path, proxy: tuple[FaultProxy, str], tmp_path: Path) -> None:
+def test_thirty_faults_change_nothing(
+    stormy: Lab, script: Path, disk: Path, proxy: tuple[FaultProxy, str], tmp_path: Path
+) -> None:
     seed = int(os.environ.get("MEGAVIDEO_CHAOS_SEED", secrets.randbelow(10_000)))
     calm = start(stormy, script, "calm", proxy[1], tmp_path / "calm")
     assert calm.wait(3600)["JobState"] == "COMPLETED", calm.said()
