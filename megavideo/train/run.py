@@ -109,7 +109,7 @@ class _Run:
         config = stage.config
         self._place.check(stage)
         place = StagePlace(position.number, position.first_step, position.first_visit)
-        parts = build_parts(config, self._launch, self._place.version(stage), place)
+        parts = build_parts(config, self._launch, self._place.version(config), place)
         self._place.prepare(stage, self._stages, parts.dataset, self._launch)
         self._place.tell_sampling(parts, self._launch)
         begin, restored = self._restored(parts)

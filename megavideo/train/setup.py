@@ -52,10 +52,9 @@ class RunPlace:
         if self.folder.config.exists():
             check_same_run(stage.config, self.folder.config)
 
-    def version(self, stage: Stage) -> int | None:
+    def version(self, config: TrainRun) -> int | None:
         """The version of the dataset that is asked for, else the one that the stage began with, else the newest."""
-        config: TrainRun = stage.config
-        copy = self._dataset_copy(stage)
+        copy = self._dataset_copy(config)
         if config.data.version is not None or not copy.exists():
             return config.data.version
         return parse_info(str(self.folder.root), copy.read_bytes()).version or None
@@ -65,7 +64,7 @@ class RunPlace:
 
         Raises ConfigError where the stage was begun on another dataset, or the run with another autoencoder.
         """
-        copy = self._dataset_copy(stage)
+        copy = self._dataset_copy(stage.config)
         if copy.exists() and copy.read_bytes() != info_bytes(dataset.info):
             raise ConfigError(
                 "data.uri",
@@ -94,8 +93,8 @@ class RunPlace:
             fps = most_common_fps(parts.feed.selected.table)
             write_file(self.folder.root / SAMPLING_FILE, json.dumps({"fps": fps}).encode())
 
-    def _dataset_copy(self, stage: Stage) -> Path:
-        return self.folder.root / (f"dataset_{stage.name}.json" if stage.name else "dataset.json")
+    def _dataset_copy(self, config: TrainRun) -> Path:
+        return self.folder.root / (f"dataset_{config.stage}.json" if config.stage else "dataset.json")
 
 
 def checkpoint_store(config: TrainRun) -> Storage | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from megavideo.checkpoint.manifest import list_checkpoints, read_manifest
 from megavideo.testing.dataset import write_dataset
@@ -115,7 +115,8 @@ def test_the_checkpoint_of_a_stages_end_stays(there: Place, on_two: dict[str, li
     assert {f"step_{(number + 1) * STEPS:08d}" for number in range(5)} <= set(left)
 
 
-def test_a_config_tells_its_stage(there: Place, alone: dict[str, list[Outcome]]) -> None:
+def test_the_folder_tells_of_all_stages(there: Place, alone: dict[str, list[Outcome]]) -> None:
     assert alone["alone"][0].error is None
-    text = Path(there.run("alone") / "config.yaml").read_text()
-    assert "stage: multimodal" in text and "stages: {}" in text
+    values = yaml.safe_load((there.run("alone") / "config.yaml").read_text())
+    assert values["stage"] == NAMES[-1] and values["train"]["steps"] == STEPS
+    assert values["stages"] == {name: {"train": {"steps": STEPS}} for name in NAMES}
