@@ -50,6 +50,12 @@ class TopologyError(MegavideoError):
     """A process mesh that the started processes cannot form."""
 
 
+class RanksMissing(TopologyError):
+    """Processes that did not find each other, as where a node was lost or a port was taken: another start may mend it."""
+
+    exit_status = RETRY_STATUS
+
+
 class NumericsError(MegavideoError):
     """Numbers that make further work pointless, as a loss that stays non-finite."""
 

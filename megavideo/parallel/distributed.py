@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from megavideo.errors import ConfigError, TopologyError
+from megavideo.errors import ConfigError, RanksMissing
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 _STORE_TIMEOUT = timedelta(seconds=5)
@@ -100,7 +100,7 @@ def _met(world_size: int) -> dist.Store:
         store: dist.Store = next(dist.rendezvous("env://", timeout=DEFAULT_TIMEOUT))[0]
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TopologyError(
+        raise RanksMissing(
             f"the {world_size} ranks did not meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason} "
             "Remedy: `megavideo preflight`, started in the same way, names the nodes that are missing"
         ) from error
@@ -121,7 +121,7 @@ def _end_hung_collectives(environment: MutableMapping[str, str], timeout: timede
 def process_group(timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Launch]:
     """The process group for the duration of a block: nccl with GPUs, else gloo; always taken down at the end.
 
-    `timeout` is how long a collective may take before it fails. Raises TopologyError where not all ranks have come
+    `timeout` is how long a collective may take before it fails. Raises RanksMissing where not all ranks have come
     after ten minutes.
     """
     rank, local_rank, world_size = read_launch(os.environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -76,13 +77,19 @@ class Chaos:
         os.kill(self.rank(), signal.SIGKILL)
 
     def fill_disk(self) -> None:
-        """No space is left for a few seconds."""
+        """No space is left until a checkpoint could not be written, or the run ended for it."""
+        failed, restarts = self.failed_saves(), self.job.facts()["Restarts"]
         filler = self.disk / "filler"
-        with filler.open("wb") as file:
-            try:
+        try:
+            with filler.open("wb") as file:
                 while True:
                     file.write(bytes(1 << 16))
                     file.flush()
-            except OSError:
-                time.sleep(self.draw.uniform(1.0, 5.0))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        self.job.wait_until(lambda: self.failed_saves() > failed or self.job.facts()["Restarts"] != restarts)
         filler.unlink()
+
+    def failed_saves(self) -> int:
+        """Checkpoints that could not be written so far."""
+        return self.job.said().count("NOT SAVED")

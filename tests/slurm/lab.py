@@ -16,7 +16,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 # four tasks, one a node; scripts are rendered for a larger cluster, and options of sbatch beat theirs
 ON_FOUR = ("--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=1G", "--time=30",
            "--signal=B:USR1@60")  # fmt: skip
-_POLL_SECONDS = 0.25
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)

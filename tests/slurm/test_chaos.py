@@ -37,7 +37,8 @@ RECOVERY_SECONDS = 900.0  # on a machine that is busy with other things
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small file system that can be filled; mounted before the nodes, which see it then."""
-    place = tmp_path_factory.mktemp("disk")
+    place = tmp_path_factory.mktemp("disk") / "runs"
+    place.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(place)], capture_output=True, text=True
     )
@@ -62,7 +63,7 @@ def proxy() -> Iterator[tuple[FaultProxy, str]]:
 def stormy(repo_root: Path, disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Three nodes, of which the job needs two."""
     with cluster_or_skip(tmp_path_factory.mktemp("cluster"), Shape(nodes=3)) as cluster:
-        yield Lab(cluster, repo_root, disk)
+        yield Lab(cluster, repo_root, disk.parent)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(lab: Lab, script: Path, name: str, uri: str, cache: Path) -> Job:
     words = micro_words(
         layout="dp2-zero1", data__uri=uri, data__cache=cache, data__cache_gb=0.00003,
-        data__retry_seconds=4, data__text_tokens_per_pack=96, train__steps=STEPS, checkpoint__every=2,
+        data__retry_seconds=4, data__text_tokens_per_pack=96, train__steps=STEPS, checkpoint__every=4,
         checkpoint__keep_last=3, guard__hang_seconds=20, train__log_every=10,
     )  # fmt: skip
     return lab.submit(script, name, words, options=["--time=240"])
