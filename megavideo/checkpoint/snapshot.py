@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from megavideo.checkpoint.manifest import FragmentEntry
 from megavideo.parallel.fragments import Fragment
+
+_COPYING_THREADS = 4  # one copies some 10 GB/s
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Snapshot:
         """The fragments' states as they are now. The one before is overwritten."""
         rows, counts, shapes = [], {}, {}
         for fragment in fragments:
-            counts[id(fragment.steps)] = fragment.steps.detach()
+            counts[fragment.steps.data_ptr()] = fragment.steps.detach()
             shapes[fragment.name] = fragment.shape
             rows += [(_entry(fragment, state), values.detach()) for state, values in fragment.states.items()]
         # in this order each tensor begins at a multiple of its element's size without gaps between them
@@ -69,12 +72,9 @@ class Snapshot:
         self._grow(sum(values.nbytes for _, values in rows), any(values.is_cuda for _, values in rows))
         tensors, begin = [], 0
         for entry, values in rows:
-            end = begin + values.nbytes
-            _copy(self._buffer[begin:end], values)
-            tensors.append(SavedTensor(entry, values.dtype, begin, end))
-            begin = end
-        for device in {values.device for _, values in rows if values.is_cuda}:
-            torch.cuda.current_stream(device).synchronize()
+            tensors.append(SavedTensor(entry, values.dtype, begin, begin + values.nbytes))
+            begin += values.nbytes
+        _copy([(self._buffer[tensor.begin : tensor.end], values) for tensor, (_, values) in zip(tensors, rows)])
         steps = int(torch.stack(list(counts.values())).max()) if counts else 0
         return RankState(tuple(self._in_files(tensors)), self._buffer, steps, shapes)
 
@@ -93,13 +93,23 @@ class Snapshot:
         return [tuple(file) for file in files]
 
 
-def _copy(place: torch.Tensor, values: torch.Tensor) -> None:
-    """Copy `values` into bytes on the host; from a GPU without waiting for it."""
-    if values.is_cuda:
-        place.view(values.dtype).copy_(values.reshape(-1), non_blocking=True)
-    else:
-        # torch would share out each copy among its threads, and wait for the last of them on a busy machine
-        np.copyto(place.numpy(), values.reshape(-1).view(torch.uint8).numpy())
+def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy the second of each pair into the first, which is bytes on the host, and wait for all."""
+    devices = set()
+    for place, values in pairs:
+        if values.is_cuda:
+            place.view(values.dtype).copy_(values.reshape(-1), non_blocking=True)
+            devices.add(values.device)
+    # torch would cut each copy into a part for each of its threads, and on a busy machine wait for the last of them
+    with ThreadPoolExecutor(_COPYING_THREADS) as pool:
+        list(pool.map(_copy_on_host, [pair for pair in pairs if not pair[1].is_cuda]))
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _copy_on_host(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    place, values = pair
+    np.copyto(place.numpy(), values.reshape(-1).view(torch.uint8).numpy())
 
 
 def _entry(fragment: Fragment, state: str) -> FragmentEntry:

@@ -202,7 +202,8 @@ def test_no_pickle_in_the_package(repo_root: Path) -> None:
             elif isinstance(node, ast.ImportFrom):
                 assert (node.module or "").split(".")[0] not in banned, path
             elif isinstance(node, ast.Attribute):
-                assert ast.unparse(node) not in ("torch.load", "torch.save", "np.load"), path
+                assert ast.unparse(node) not in ("torch.load", "torch.save"), path
+                # np.load reads no pickle unless it is told to
                 assert node.attr != "allow_pickle", path
             elif isinstance(node, ast.keyword):
                 assert node.arg != "allow_pickle", path

@@ -164,7 +164,7 @@ def test_the_last_save_of_a_stage_or_run_must_succeed(
 
 def test_a_rank_that_says_nothing_is_waited_for_and_named(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        made = ranks(stack, tmp_path, config(), limit_seconds=0.3)
+        made = ranks(stack, tmp_path, config(), limit_seconds=2.0)
         for rank in (0, 1):
             made[rank].save(header(1), fragments(1, rank, WORLD))
         for rank in (0, 1):
