@@ -130,7 +130,9 @@ class Loop:
         depth = self._config.data.prefetch_packs
         for step in [*out, end]:
             if begin < step:
-                yield from self._parts.feed.steps(begin, step, depth)
+                for given in self._parts.feed.steps(begin, step, depth):
+                    self._tools.watchdog.beat(given.step + 1, "waiting for the others")
+                    yield given
             if step < end:
                 yield _PassedOver(step)
             begin = step + 1

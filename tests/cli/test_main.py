@@ -132,7 +132,7 @@ def test_free_text_is_never_parsed(
         ([], "megavideo VERB"),
         (["--jsn"], "--jsn"),
         (["trian"], "megavideo train"),
-        (["xyzzy"], "ingest, caption, train-vae, encode, train, sample"),
+        (["xyzzy"], "ingest, caption, train-vae, encode, train, status"),
         (["train"], "data.uri=VALUE; VALUE is the folder or s3:// prefix that `megavideo encode` wrote"),
         (["train", "data.uri=a", "optim.lrr=1"], "optim.lr?"),
         (["train", "data.uri=a", "--prompt", "x"], "--prompt"),
