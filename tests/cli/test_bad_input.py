@@ -43,7 +43,7 @@ def start(words: tuple[str, ...], folder: Path, root: Path) -> Started:
 
 def end(started: Started) -> tuple[int, str, str]:
     """Exit status, standard output and standard error."""
-    out, err = started.communicate(timeout=120)
+    out, err = started.communicate(timeout=300)
     return started.returncode, out, err
 
 
