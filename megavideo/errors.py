@@ -51,7 +51,7 @@ class TopologyError(MegavideoError):
 
 
 class RanksMissing(TopologyError):
-    """Processes that did not find each other, as where a node was lost or a port was taken: another start may mend it."""
+    """Processes that did not find each other, as after a node is lost or a port is taken: another start may mend it."""
 
     exit_status = RETRY_STATUS
 
