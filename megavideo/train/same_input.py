@@ -70,11 +70,12 @@ def _faults(ranks: Sequence[int], hashes: Sequence[Sequence[int]]) -> list[str]:
 
 def _values(batch: TrainBatch) -> dict[str, tuple[object, ...]]:
     pack = batch.pack
+    terms = () if batch.terms is None else batch.terms.tensors()
     return {
         "samples": (pack.sample_ids, pack.visits, pack.cu_seqlens, pack.grid, pack.fps),
         "texts": (pack.cu_seqlens_text, pack.text),
         "timesteps": (pack.timestep,),
-        "noise": (pack.tokens, pack.condition_mask, batch.target, batch.weight),
+        "noise": (pack.tokens, pack.condition_mask, batch.target, batch.weight, *terms),
     }
 
 

@@ -11,6 +11,7 @@ import torch
 from megavideo.testing.train_cases import Outcome
 from megavideo.train.noising import TrainBatch
 from megavideo.train.same_input import PARTS, differing, input_hashes
+from megavideo.train.term_labels import TermLabels
 from megavideo.types import PackedBatch
 from tests.train.conftest import Place
 
@@ -70,6 +71,10 @@ def with_pack(**values: object) -> TrainBatch:
     return dataclasses.replace(given, pack=dataclasses.replace(given.pack, **values))  # type: ignore[arg-type]
 
 
+TERMS = TermLabels(
+    torch.ones(8), torch.full((8,), -1), torch.zeros(0, 4, dtype=torch.int64), torch.zeros(0), torch.zeros(0, 2)
+)
+
 CHANGES: list[tuple[str, Callable[[], TrainBatch]]] = [
     ("samples", lambda: with_pack(sample_ids=("a", "c"))),
     ("samples", lambda: with_pack(visits=(0, 1))),
@@ -83,6 +88,7 @@ CHANGES: list[tuple[str, Callable[[], TrainBatch]]] = [
     ("noise", lambda: with_pack(condition_mask=torch.ones(8, dtype=torch.bool))),
     ("noise", lambda: dataclasses.replace(batch(), target=torch.ones(8, 2))),
     ("noise", lambda: dataclasses.replace(batch(), weight=torch.zeros(8))),
+    ("noise", lambda: dataclasses.replace(batch(), terms=TERMS)),
 ]
 
 
