@@ -8,6 +8,7 @@ last and tells `copied` or `not_copied`. At the end each leaves `done_RRRRR`, af
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from megavideo.checkpoint.copying import Copies, named_by_rank
@@ -35,11 +36,11 @@ class SaveResult:
 
 @dataclass(frozen=True)
 class SaveTask:
-    """What is to be saved."""
+    """What is to be saved. `state` gives the copy of this rank's states, once it is there."""
 
     save: SaveId
     header: Header
-    state: RankState
+    state: Callable[[], RankState]
 
 
 @dataclass
@@ -74,8 +75,9 @@ class SaveJob:
         """This rank's files, and what went wrong, which others are told as far as that is possible."""
         try:
             self.place.begin(task.save)
-            files = self.place.write(task.save, self.rank, task.state)
-            notes.leave("part", RankPart(tuple(files), task.state.steps, task.state.shapes).to_json())
+            state = task.state()
+            files = self.place.write(task.save, self.rank, state)
+            notes.leave("part", RankPart(tuple(files), state.steps, state.shapes).to_json())
         except Exception as error:  # noqa: BLE001 - told to all ranks
             fault = _reason(error)
             if self.rank > 0:

@@ -20,7 +20,7 @@ from megavideo.checkpoint.manifest import Header, step_name
 from megavideo.checkpoint.place import Place, SaveId, Storage
 from megavideo.checkpoint.retention import Retention
 from megavideo.checkpoint.save_job import SaveJob, SaveResult, SaveTask
-from megavideo.checkpoint.snapshot import Snapshot
+from megavideo.checkpoint.snapshot import RankState, Snapshot
 from megavideo.checkpoint.store_place import StorePlace
 from megavideo.checkpoint.waiting import Patience
 from megavideo.config.schema.checkpoint import CheckpointConfig
@@ -74,7 +74,9 @@ class Checkpointer:
             checkpointer.reserve(owned_fragments(engine))                # so that the first save is as quick as others
             ...
             header = Header(step, layout, yaml, progress, validation_loss, stage_end)
-            blocked_seconds = checkpointer.save(header, owned_fragments(engine))
+            blocked_seconds = checkpointer.save(header, owned_fragments(engine), overlap=True)
+            ...
+            checkpointer.settle()                                        # before the update
             ...
             for event in checkpointer.poll():                            # at any step, on any rank
                 ...
@@ -107,6 +109,9 @@ class Checkpointer:
         self._snapshot = Snapshot(_STORE_FILE_BYTES if straight else None)
         self._thread: threading.Thread | None = None
         self._last: tuple[Header, SaveResult] | None = None  # set by the thread, read when it has ended
+        self._copied = threading.Event()
+        self._copied.set()
+        self._blocked_seconds = 0.0
         self._events: deque[SaveEvent] = deque()
         self._num_saves = 0
         self._failures_in_a_row = 0
@@ -116,24 +121,37 @@ class Checkpointer:
         """Make the host buffers now. The fragments are those that `save` will be given."""
         self._snapshot.reserve(fragments)
 
-    def save(self, header: Header, fragments: Iterable[Fragment]) -> float:
+    def save(self, header: Header, fragments: Iterable[Fragment], *, overlap: bool = False) -> float:
         """Save this rank's fragments; every rank calls it at the same step. Seconds for which training was blocked.
 
-        Waits for the save before it. Raises CheckpointError where that one leaves no hope, as the class says.
+        Waits for the save before it. With `overlap` the states are copied while training goes on, until `settle`, which
+        must be called before anything changes them. Raises CheckpointError where the save before leaves no hope, as the
+        class says.
         """
         begin = time.monotonic()
         self.wait()
-        state = self._snapshot.take(fragments)
-        task = SaveTask(SaveId(header.step, self._session, self._num_saves), header, state)
+        states, self._copied = list(fragments), threading.Event()
+        task = SaveTask(
+            SaveId(header.step, self._session, self._num_saves), header, lambda: self._taken(states, self._copied)
+        )
         self._num_saves += 1
-        blocked = time.monotonic() - begin
+        self._blocked_seconds = 0.0
         # a daemon, so that a process that is to end is not held by a thread that waits for ranks which are gone
-        self._thread = threading.Thread(target=self._run, args=(task, begin, blocked), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(task, begin), name="checkpoint", daemon=True)
         self._thread.start()
         if not self._asynchronous:
             self._thread.join()
-            blocked = time.monotonic() - begin
-        return blocked
+        elif not overlap:
+            self._copied.wait()
+        self._blocked_seconds += time.monotonic() - begin
+        return self._blocked_seconds
+
+    def settle(self) -> float:
+        """Wait until the states are copied that the last `save` was given; seconds that it has blocked so far."""
+        begin = time.monotonic()
+        self._copied.wait()
+        self._blocked_seconds += time.monotonic() - begin
+        return self._blocked_seconds
 
     def poll(self) -> list[SaveEvent]:
         """What ended since the last call, in order; no collective call."""
@@ -177,15 +195,23 @@ class Checkpointer:
         """Close it."""
         self.close()
 
-    def _run(self, task: SaveTask, begin: float, blocked: float) -> None:
+    def _taken(self, fragments: list[Fragment], copied: threading.Event) -> RankState:
+        try:
+            return self._snapshot.take(fragments)
+        finally:
+            copied.set()
+
+    def _run(self, task: SaveTask, begin: float) -> None:
         """The thread: the save, its event, and on rank 0 a line of the log."""
+        copied = self._copied
         result = self._job.run(task)
+        copied.set()  # also where the job failed before it came to copying
         seconds = time.monotonic() - begin
         place = f"{self._address}/{task.save.name}"
         if self._job.rank == 0:
             _log(place, result, seconds)
         self._last = (task.header, result)
-        blocked = blocked if self._asynchronous else seconds
+        blocked = min(self._blocked_seconds, seconds) if self._asynchronous else seconds
         self._events.append(
             SaveEvent(task.save.step, place, seconds, blocked, result.size_bytes, result.failure, result.copy_failure)
         )

@@ -149,7 +149,9 @@ class Loop:
             tools.recorder.fault(report.step + 1, "straggler", **asdict(straggler))
         if not report.applied:
             tools.recorder.skipped(report, suspects)
-        tools.recorder.step(report, self._numbers(given, report))
+        blocked = tools.saving.settle()  # known now: the update waited for it
+        numbers = self._numbers(given, report)
+        tools.recorder.step(report, numbers if blocked is None else numbers | {"saved_blocked_seconds": blocked})
         tools.watchdog.beat(given.step + 1, "reading")
         return report
 
@@ -172,6 +174,7 @@ class Loop:
         """What is due after a step: validation, samples, the stage's end, a checkpoint."""
         tools, config = self._tools, self._config
         loss = None
+        tools.saving.settle()  # a step that was skipped made no update
         if tools.validator is not None and config.validation.every and done % config.validation.every == 0:
             tools.watchdog.beat(done, "validating")
             measured = tools.validator.measure()

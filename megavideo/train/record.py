@@ -46,7 +46,6 @@ class Recorder:
         self._stage = stage
         self._folder = folder
         self._first = first
-        self._saved_blocked_seconds: float | None = None
         self._next_plot = time.monotonic() + _PLOT_SECONDS
         if first:
             config = stage.config
@@ -84,7 +83,6 @@ class Recorder:
         """The numbers of a step; `values` are those beside what the step reports of itself."""
         if not self._first:
             return
-        blocked, self._saved_blocked_seconds = self._saved_blocked_seconds, None
         row = {
             "loss": report.loss,
             "grad_norm": report.grad_norm,
@@ -96,7 +94,7 @@ class Recorder:
             **memory_metrics(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None),
             "stage": self._stage.name,
         }
-        self._metrics.write(report.step + 1, row if blocked is None else row | {"saved_blocked_seconds": blocked})
+        self._metrics.write(report.step + 1, row)
 
     def passed_over(self, step: int) -> None:
         """A step whose data is left out after a rollback."""
@@ -123,10 +121,6 @@ class Recorder:
         """Any other fault after `step` steps."""
         if self._first:
             self._faults.write(step, kind, **fields)
-
-    def saving(self, blocked_seconds: float) -> None:
-        """A save was begun; how long training was blocked stands in the row of the next step."""
-        self._saved_blocked_seconds = blocked_seconds
 
     def saved(self, events: Sequence[SaveEvent]) -> None:
         """Saves that ended; a picture of the loss is drawn after one that worked."""

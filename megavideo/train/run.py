@@ -23,6 +23,7 @@ from megavideo.observe.progress import TrainingProgress
 from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.deepspeed import forget_groups
 from megavideo.parallel.distributed import Launch, own_store, process_group
+from megavideo.parallel.engine import Engine
 from megavideo.parallel.fragments import owned_fragments
 from megavideo.train.build import Parts, build_parts
 from megavideo.train.loop import Ending, Loop, Tools, mean_loss
@@ -142,6 +143,7 @@ class _Run:
         watchdog = self._watchdog(stage)
         restarted = begin > 0 and totals.losses == []
         drawing = nullcontext() if previewer is None else closing(previewer)
+        _settle_before_updates(parts.engine, checkpointer)
         with checkpointer, drawing, watchdog:
             checkpointer.reserve(owned_fragments(parts.engine))
             while True:
@@ -265,3 +267,12 @@ def _release() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     dist.barrier()
+
+
+def _settle_before_updates(engine: Engine, checkpointer: Checkpointer) -> None:
+    """Have each update wait until the states that it changes are copied."""
+
+    def settle(*_: object) -> None:  # torch would take what it returns for arguments
+        checkpointer.settle()
+
+    engine.base_optimizer.register_step_pre_hook(settle)

@@ -22,6 +22,7 @@ class Saving:
         self._checkpointer = checkpointer
         self._recorder = recorder
         self._last_step = begin
+        self._begun = False
 
     def is_due(self, step: int) -> bool:
         """True after every `checkpoint.every`th step."""
@@ -37,10 +38,18 @@ class Saving:
         layout = self._parts.layout.format()
         ends = position.finished is not None
         header = Header(step, layout, to_yaml(self._config), position.to_json(), validation_loss, ends)
-        blocked = self._checkpointer.save(header, owned_fragments(self._parts.engine))
+        self._checkpointer.save(header, owned_fragments(self._parts.engine), overlap=True)
         self._last_step = step
-        self._recorder.saving(blocked)
+        self._begun = True
         self.report()
+
+    def settle(self) -> float | None:
+        """Wait until nothing that is to be saved is still being copied: before anything but an update changes it.
+
+        Seconds for which the save blocked training, None where none was begun since the last call.
+        """
+        blocked, begun, self._begun = self._checkpointer.settle(), self._begun, False
+        return blocked if begun else None
 
     def report(self) -> None:
         """Record the saves that ended since the last call."""

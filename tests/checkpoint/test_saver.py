@@ -17,7 +17,7 @@ from megavideo.checkpoint.folder_place import FolderPlace
 from megavideo.checkpoint.manifest import Header, list_checkpoints, read_manifest
 from megavideo.checkpoint.place import SaveId
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
-from megavideo.checkpoint.snapshot import RankState
+from megavideo.checkpoint.snapshot import RankState, Snapshot
 from megavideo.config.schema.checkpoint import CheckpointConfig
 from megavideo.errors import CheckpointError
 from tests.checkpoint.states import check, fragments, header
@@ -95,6 +95,24 @@ def test_training_goes_on_while_files_are_written(tmp_path: Path, monkeypatch: p
         assert checkpointer.save(header(2), fragments(2)) >= 0.25
         checkpointer.wait(required=True)
     assert [check(folder) for folder in list_checkpoints(tmp_path)] == [1, 2]
+
+
+def test_states_are_copied_beside_training_until_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `overlap` the copy may take long, `save` returns, and `settle` waits before the states change."""
+    go_on = threading.Event()
+    take = Snapshot.take
+    monkeypatch.setattr(Snapshot, "take", lambda self, given: (go_on.wait(20), take(self, given))[1])
+    with Checkpointer(config(), tmp_path, SaveGroup(0, 1, "one")) as checkpointer:
+        live = fragments(1)
+        assert checkpointer.save(header(1), live, overlap=True) < 5
+        threading.Timer(0.3, go_on.set).start()
+        assert checkpointer.settle() >= 0.25
+        for fragment in live:
+            for values in fragment.states.values():
+                values.fill_(torch.nan)
+        checkpointer.wait(required=True)
+        assert checkpointer.settle() < 5
+    assert check(tmp_path / "step_00000001") == 1
 
 
 def test_a_synchronous_save_is_done_when_it_returns(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Saves of a training state: seconds that training is blocked, and bandwidth beside torch.save, in the same run.
 
-    python tools/bench/checkpoint_speed.py [--json] [--repeats 5] [--gb 1.0] [--folder DIR]
+    python tools/bench/checkpoint_speed.py [--json] [--repeats 5] [--gb 1.0] [--step 1.0] [--folder DIR]
 
 The state is as an engine's: weight, two moments and average of many parameters, float32, in host memory. In each
 repeat, in an order that changes, it is saved by an asynchronous save, by a synchronous one, and by torch.save of the
 same tensors into one file of the same folder, once as it is and once followed by fsync, which every save of ours does.
-The first repeat of each is not counted, nor is the removal of files. Ratios are medians over repeats, with the smallest
+Between an asynchronous save and the update that would change the states, a forward and backward pass is computed as
+matrix products that take about `--step` seconds; what the update then still waits for counts as blocked. By how much
+the products are slowed, because copying and writing take cores and memory from them, is told beside it. The first
+repeat of each is not counted, nor is the removal of files. Ratios are medians over repeats, with the smallest
 and the largest:
 
     blocked    seconds for which an asynchronous save blocks / seconds of a synchronous one (0.1 or less is asked for)
@@ -68,15 +71,42 @@ def by_torch(state: list[Fragment], folder: Path, flush: bool) -> Seconds:
     return {"seconds": seconds}
 
 
+class Passes:
+    """Forward and backward passes that take about so many seconds on one thread, as in training on a busy host."""
+
+    def __init__(self, seconds: float) -> None:
+        self._matrix = torch.randn(1024, 1024)
+        self._count = 1
+        self._count = max(1, round(seconds / self.run()))
+
+    def run(self) -> float:
+        """Compute; the seconds that it took."""
+        begin = time.monotonic()
+        for _ in range(self._count):
+            torch.mm(self._matrix, self._matrix)
+        return time.monotonic() - begin
+
+
 def by_ours(state: list[Fragment], checkpointer: Checkpointer, step: int) -> Seconds:
-    """A save, waited for; what it blocked, and how long it took in all."""
+    """A save, waited for, and how long it took in all."""
     checkpointer.save(Header(step, "zero1", ""), state)
     checkpointer.wait(required=True)
     (event,) = checkpointer.poll()
-    return {"seconds": event.seconds, "blocked": event.blocked_seconds}
+    return {"seconds": event.seconds}
 
 
-def measure(folder: Path, size_bytes: float, repeats: int) -> dict[str, list[Seconds]]:
+def beside_passes(state: list[Fragment], checkpointer: Checkpointer, step: int, passes: Passes) -> Seconds:
+    """A save beside training: what it blocked, and by how much it slowed the passes, which ran alone just before."""
+    alone = passes.run()
+    checkpointer.save(Header(step, "zero1", ""), state, overlap=True)
+    beside = passes.run()
+    blocked = checkpointer.settle()
+    checkpointer.wait(required=True)
+    (event,) = checkpointer.poll()
+    return {"seconds": event.seconds, "blocked": blocked, "slowed": max(0.0, beside - alone)}
+
+
+def measure(folder: Path, size_bytes: float, repeats: int, passes: Passes) -> dict[str, list[Seconds]]:
     """Figures of each way of saving, by repeat."""
     state = made_state(size_bytes)
     settings = {"asynchronous": True, "synchronous": False}
@@ -87,7 +117,7 @@ def measure(folder: Path, size_bytes: float, repeats: int) -> dict[str, list[Sec
     for saver in savers.values():
         saver.reserve(state)
     ways: dict[str, Callable[[int], Seconds]] = {
-        "asynchronous": lambda step: by_ours(state, savers["asynchronous"], step),
+        "asynchronous": lambda step: beside_passes(state, savers["asynchronous"], step, passes),
         "synchronous": lambda step: by_ours(state, savers["synchronous"], step),
         "torch": lambda step: by_torch(state, folder, flush=False),
         "torch_flushed": lambda step: by_torch(state, folder, flush=True),
@@ -119,19 +149,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gb", type=float, default=1.0)
+    parser.add_argument("--step", type=float, default=1.0, help="seconds of a forward and backward pass")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-speed-", dir=given.folder))
     try:
-        found = measure(folder, given.gb * 1e9, given.repeats)
+        found = measure(folder, given.gb * 1e9, given.repeats, Passes(given.step))
     finally:
         shutil.rmtree(folder)
     seconds = {name: [row["seconds"] for row in rows] for name, rows in found.items()}
     blocked = [row["blocked"] for row in found["asynchronous"]]
+    slowed = [row["blocked"] + row["slowed"] for row in found["asynchronous"]]
     report = {
         "gb": given.gb,
         "repeats": given.repeats,
         "blocked_ratio": ratio(blocked, seconds["synchronous"]),
+        "blocked_and_slowed_ratio": ratio(slowed, seconds["synchronous"]),
         "bandwidth_ratio": ratio(seconds["torch"], seconds["synchronous"]),
         "bandwidth_ratio_flushed": ratio(seconds["torch_flushed"], seconds["synchronous"]),
         "median_seconds": {**{name: statistics.median(row) for name, row in seconds.items()},
