@@ -12,7 +12,7 @@ from tests.slurm.lab import ON_FOUR, Job, Lab
 
 pytestmark = pytest.mark.slow
 STEPS = 6
-LAYOUTS = ["dp4-zero1", "tp2-dp2-zero1", "tp2-sp-dp2-zero2", "cp2-ring-pp2-dp1-zero1", "tp2-sp-pp2-dp1-zero1"]
+LAYOUTS = ["dp4-zero1", "tp2-dp2-zero1", "tp2-sp-dp2-zero2", "cp2-ring-pp2-zero1", "tp2-sp-pp2-zero1"]
 
 
 def words(latents: Path, steps: int, **settings: object) -> list[str]:
