@@ -36,6 +36,8 @@ NUM_SAMPLES = 40
 QUICK = RetryPolicy(total_seconds=2.0, stall_seconds=1.0, first_seconds=0.05, most_seconds=0.3)
 BAD = "shard.00002.mds"
 SLOW = pytest.mark.slow
+# words of faults that may pass by themselves: another start may find them gone
+PASSING = ("given up after", "SlowDown", "bytes", "Read timeout", "bytes in")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ class Scene:
             if error is None:
                 assert (outcome.digest, outcome.error) == (self.right, "")
             else:
-                kind = "StoreUnreachable: " if error == "given up after" else "DataError: "
+                kind = "StoreUnreachable: " if error in PASSING else "DataError: "
                 assert error in outcome.error and outcome.error.startswith(kind) and "Remedy: " in outcome.error
 
 
