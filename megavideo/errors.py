@@ -46,6 +46,12 @@ class CheckpointError(MegavideoError):
     """A checkpoint that is missing, incomplete, damaged or made for another model."""
 
 
+class SaveFailed(CheckpointError):
+    """Saves that go on failing, as on a full disk; there may be room when the same command is started again."""
+
+    exit_status = RETRY_STATUS
+
+
 class TopologyError(MegavideoError):
     """A process mesh that the started processes cannot form."""
 

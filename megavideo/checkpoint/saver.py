@@ -24,7 +24,7 @@ from megavideo.checkpoint.snapshot import RankState, Snapshot
 from megavideo.checkpoint.store_place import StorePlace
 from megavideo.checkpoint.waiting import Patience
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.errors import CheckpointError
+from megavideo.errors import SaveFailed
 from megavideo.parallel.fragments import Fragment
 
 LIMIT_SECONDS = 1800.0  # how long a rank waits for the files of others
@@ -86,7 +86,7 @@ class Checkpointer:
     where `uri` is null. With `through_folder` it receives a copy of each checkpoint, and is written straight otherwise.
 
     A save that fails ends nothing at first: it is a warning and an event with its reason, and what was there before
-    stays. `save` and `wait` raise CheckpointError for the third in a row, and for one of a stage's end; `wait` also for
+    stays. `save` and `wait` raise SaveFailed for the third in a row, and for one of a stage's end; `wait` also for
     the last one where it is `required`. Results come from rank 0, so that they are the same on every rank.
     """
 
@@ -125,7 +125,7 @@ class Checkpointer:
         """Save this rank's fragments; every rank calls it at the same step. Seconds for which training was blocked.
 
         Waits for the save before it. With `overlap` the states are copied while training goes on, until `settle`, which
-        must be called before anything changes them. Raises CheckpointError where the save before leaves no hope, as the
+        must be called before anything changes them. Raises SaveFailed where the save before leaves no hope, as the
         class says.
         """
         begin = time.monotonic()
@@ -161,7 +161,7 @@ class Checkpointer:
         return events
 
     def wait(self, *, required: bool = False) -> None:
-        """Wait until nothing is being written. Raises CheckpointError as the class says."""
+        """Wait until nothing is being written. Raises SaveFailed as the class says."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -174,9 +174,9 @@ class Checkpointer:
         self.num_failures += 1
         reason = f"{self._address}/{step_name(header.step)}: not saved; {_UNTOUCHED}. {result.failure}. {_REMEDY}"
         if self._failures_in_a_row >= MAX_FAILURES:
-            raise CheckpointError(f"{self._failures_in_a_row} saves in a row failed, at last {reason}")
+            raise SaveFailed(f"{self._failures_in_a_row} saves in a row failed, at last {reason}")
         if required or header.stage_end:
-            raise CheckpointError(reason)
+            raise SaveFailed(reason)
 
     def close(self) -> None:
         """Let a save that is being written end, but wait for other ranks no longer than a minute. Raises nothing."""
