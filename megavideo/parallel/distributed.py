@@ -36,9 +36,12 @@ class Launch:
 def read_launch(environment: MutableMapping[str, str]) -> tuple[int, int, int]:
     """(rank, local rank, world size) from torchrun's variables, else srun's, else one process alone.
 
-    Sets the variables of torchrun where srun started the process, since libraries read those.
+    Sets the variables of torchrun where srun started the process, since libraries read those. Those that sbatch
+    found where the job was submitted are another start's: they count only where they tell of as many processes as srun.
     """
-    if "RANK" not in environment and "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    tasks = environment.get("SLURM_NTASKS", "1")
+    by_torchrun = "TORCHELASTIC_RUN_ID" in environment or environment.get("WORLD_SIZE") == tasks
+    if "SLURM_PROCID" in environment and int(tasks) > 1 and not by_torchrun:
         environment["RANK"] = environment["SLURM_PROCID"]
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
         environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]

@@ -100,17 +100,36 @@ class _Run:
             step, position = newest_position(self._place.folder.checkpoints, self._store)
             found = next_stage(self._stages, position, step)
             if found is None:
-                return self._report(step)
+                trained = self._totals.resumed_at is not None
+                if trained or position is None or self._is_whole(step, position):
+                    return self._report(step)
+                continue
             if self._totals.resumed_at is not None:
                 _release()
             self._stage(*found)
 
-    def _stage(self, stage: Stage, position: Position) -> None:
-        """One stage to its end, if it is that of the checkpoint that can be read."""
-        config = stage.config
+    def _is_whole(self, step: int, position: Position) -> bool:
+        """Whether the checkpoint of `step`, which says that nothing is left to do, can be read by this run.
+
+        Raises MegavideoError where settings and processes do not fit the run, as if there were steps to make.
+        """
+        stage = next((stage for stage in self._stages if stage.number == position.number), self._stages[-1])
+        parts = self._parts(stage, position)
+        self._totals.parameters = parts.engine.num_parameters()
+        whole = self._restored(parts) == (step, position)
+        del parts
+        if not whole:
+            _release()
+        return whole
+
+    def _parts(self, stage: Stage, position: Position) -> Parts:
         self._place.check(stage)
         place = StagePlace(position.number, position.first_step, position.first_visit)
-        parts = build_parts(config, self._launch, self._place.version(config), place)
+        return build_parts(stage.config, self._launch, self._place.version(stage.config), place)
+
+    def _stage(self, stage: Stage, position: Position) -> None:
+        """One stage to its end, if it is that of the checkpoint that can be read."""
+        parts = self._parts(stage, position)
         self._place.prepare(stage, self._stages, parts.dataset, self._launch)
         self._place.tell_sampling(parts, self._launch)
         begin, restored = self._restored(parts)

@@ -88,6 +88,10 @@ def test_under_srun() -> None:
     assert environment["MASTER_ADDR"] == "gpu07" and environment["MASTER_PORT"] == "30067"
     # in an allocation, but started without srun
     assert read_launch({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == (0, 0, 1)
+    left = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # by a process of one that submitted the job
+    assert read_launch(environment | left) == (9, 1, 16)
+    by_torchrun = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "none"}
+    assert read_launch(environment | by_torchrun) == (3, 3, 8)
 
 
 @pytest.mark.parametrize(
