@@ -142,9 +142,13 @@ class _Run:
 
     def _restored(self, parts: Parts, at_most: int | None = None) -> tuple[int, Position | None]:
         """Steps done and position of the newest whole checkpoint, which the engine now holds."""
-        manifest = restore(self._place.folder.checkpoints, parts.engine, self._store, at_most=at_most)
+        config = self._stages[0].config
+        manifest = restore(
+            self._place.folder.checkpoints, parts.engine, self._store,
+            at_most=at_most, keep_fetched=config.checkpoint.through_folder,
+        )  # fmt: skip
         if manifest is None:
-            source = self._stages[0].config.init_from
+            source = config.init_from
             if source is not None and at_most is None:
                 restore_weights(Path(source), parts.engine)
             return 0, None
@@ -219,7 +223,9 @@ class _Run:
                 f"{told}, and there is no checkpoint from before them. Remedy: lower optim.lr, or name those samples "
                 "in a file for guard.exclude"
             )
-        if restored.number != ending.position.number or restored.finished is not None:
+        if restored.number == ending.position.number:
+            restored = replace(restored, finished=None)
+        else:  # the end of the stage before
             number, name = ending.position.number, ending.position.stage
             restored = Position(name, number, first_step=begin, first_visit=restored.next_visit)
         # the checkpoint may be from before an earlier rollback
