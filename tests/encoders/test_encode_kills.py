@@ -131,7 +131,7 @@ def test_a_kill_at_every_change(clips: Path, tmp_path: Path) -> None:
         encode(settings(clips, out, unit_clips=16, shard_bytes=65536))
         assert tree(out) == tree(tmp_path / "expected"), f"killed at change {changes}"
         if process.exitcode == 0:
-            assert changes > 20
+            assert changes >= 20
             return
     raise AssertionError("an encode of so few clips never ends")
 
