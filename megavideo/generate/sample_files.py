@@ -33,7 +33,7 @@ class Drawn:
 
 
 class SampleFiles:
-    """Writes `folder/step_XXXXXXXX` for each step given: NN.mp4, contact_sheet.png and prompts.json, their prompts.
+    """Writes `folder/step_00000500` for step 500: 00.mp4 and so on, contact_sheet.png and prompts.json, their prompts.
 
     A folder appears whole, or not at all. What goes wrong is a warning. Samples that come while the decoder is far
     behind are left out, with a warning. `encoders` is the folder of the run's encoders; the autoencoder works where it

@@ -54,7 +54,7 @@ class RunFolder:
 
     @property
     def samples(self) -> Path:
-        """Folder of samples drawn during training: step_XXXXXXXX/NN.mp4 beside prompts.json."""
+        """Folder of samples drawn during training: step_00000500/00.mp4 and so on, beside prompts.json."""
         return self.root / "samples"
 
     @property
