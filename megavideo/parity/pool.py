@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import multiprocessing.context
-import os
 import pkgutil
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from megavideo.errors import TopologyError
 from megavideo.parallel.counting import counting_process_group
 from megavideo.parallel.distributed import free_port, leave, process_group
+from megavideo.parallel.forked import become_rank
 from megavideo.parity.record import Record
 from megavideo.parity.spec import ParitySpec
 
@@ -82,10 +82,7 @@ def _main(
 ) -> None:
     """A forked process."""
     logging.disable(logging.INFO)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
+    become_rank(rank, world_size, port)
     try:
         _run(spec, layout, inside, count_bytes).write(_record(place, rank))
     except BaseException:  # noqa: BLE001 - told to the process that started this one

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from megavideo.parallel.distributed import free_port, leave, process_group
+from megavideo.parallel.forked import become_rank
 
-# the first of them also keeps the server, and so its forks, to one thread of a CPU
-_PRELOAD = ["megavideo.parity.preload", "megavideo.testing.ranks"]
+# The first of them also keeps the server, and so its forks, to one thread of a CPU. A server lives as long as the
+# tests' process and imports once: whoever asks first, all that any of them needs.
+_PRELOAD = ["megavideo.parity.preload", "megavideo.testing.train_cases"]
 _TIMEOUT_SECONDS = 400.0
 _POLL_SECONDS = 0.02
 
@@ -37,8 +39,8 @@ def run_ranks(function: RankFunction, arguments: tuple[Any, ...], folder: Path, 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     port = free_port()
-    started = [
-        context.Process(target=_main, args=(function, arguments, rank, processes, port, folder), daemon=True)
+    started = [  # no daemons, which could have no workers of their own
+        context.Process(target=_main, args=(function, arguments, rank, processes, port, folder))
         for rank in range(processes)
     ]
     for process in started:
@@ -56,7 +58,7 @@ def run_ranks(function: RankFunction, arguments: tuple[Any, ...], folder: Path, 
             process.join()
     if any(status != 0 for status in statuses):
         told = "\n".join(path.read_text() for path in sorted(folder.glob("err_*.txt")))
-        raise RuntimeError(f"the ranks ended with {statuses} (None: still at work)\n{told}")
+        raise RuntimeError(f"the ranks in {folder} ended with {statuses} (None: still at work)\n{told}")
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(processes)]
 
 
@@ -64,12 +66,10 @@ def _main(
     function: RankFunction, arguments: tuple[Any, ...], rank: int, world_size: int, port: int, folder: Path
 ) -> None:
     """A forked process."""
+    become_rank(rank, world_size, port)
     errors = (folder / f"err_{rank}.txt").open("w")
     os.dup2(errors.fileno(), sys.stderr.fileno())
     logging.basicConfig(level=logging.WARNING)
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
-    os.environ.update({name: str(value) for name, value in zip(names, (rank, rank, world_size, port), strict=True)})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
     try:
         with process_group() as launch:
             result = function(launch, *arguments)

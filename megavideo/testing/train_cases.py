@@ -5,16 +5,8 @@ So tests pay for starting processes once, and for importing libraries hardly at 
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import multiprocessing
-import multiprocessing.context
-import os
 import pkgutil
-import sys
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
@@ -27,17 +19,14 @@ import torch
 from megavideo.config.load import load
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import MegavideoError
-from megavideo.parallel.distributed import Launch, free_port, leave, process_group
+from megavideo.parallel.distributed import Launch
+from megavideo.testing.ranks import run_ranks
 from megavideo.train.build import Parts
 from megavideo.train.run import train
 
-# the first of them also keeps the server, and so its forks, to one thread of a CPU
-_PRELOAD = ["megavideo.parity.preload", "megavideo.testing.train_cases"]
 # where DeepSpeed remembers the tensor-parallel groups of the last engine that had any, and takes them for the next
 _ENGINE_GROUPS = "deepspeed.utils.groups.mpu"
 _BUILD = "megavideo.train.run.build_parts"
-_TIMEOUT_SECONDS = 400.0  # of all cases together
-_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -100,53 +89,14 @@ def run_cases(cases: Sequence[Case], folder: Path, *, processes: int) -> list[li
 
     Raises RuntimeError where a process fails by other than a MegavideoError, or the end does not come.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    port = free_port()
-    started = [  # no daemons, which could have no workers of their own
-        context.Process(target=_main, args=(cases, rank, processes, port, folder)) for rank in range(processes)
-    ]
-    for process in started:
-        process.start()
-    try:
-        _wait(started, folder)
-    finally:
-        for process in started:
-            process.kill()
-            process.join()
-    ranks = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(processes)]
+    ranks = run_ranks(_outcomes, (cases,), folder, processes=processes)
     return [[Outcome(**outcome) for outcome in outcomes] for outcomes in zip(*ranks, strict=True)]
 
 
-def _wait(processes: Sequence[multiprocessing.context.ForkServerProcess], folder: Path) -> None:
-    end = time.monotonic() + _TIMEOUT_SECONDS
-    while any(process.exitcode is None for process in processes):
-        if any(process.exitcode for process in processes) or time.monotonic() > end:
-            break
-        time.sleep(_POLL_SECONDS)
-    statuses = [process.exitcode for process in processes]
-    if any(status != 0 for status in statuses):
-        told = "\n".join(path.read_text() for path in sorted(folder.glob("err_*.txt")))
-        raise RuntimeError(f"the cases in {folder} ended with {statuses} (None: still at work)\n{told}")
-
-
-def _main(cases: Sequence[Case], rank: int, world_size: int, port: int, folder: Path) -> None:
-    """A forked process: all cases under one process group."""
-    errors = (folder / f"err_{rank}.txt").open("w")
-    os.dup2(errors.fileno(), sys.stderr.fileno())
-    logging.basicConfig(level=logging.WARNING)
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
-    os.environ.update({name: str(value) for name, value in zip(names, (rank, rank, world_size, port), strict=True)})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    try:
-        with process_group() as launch, patch("megavideo.train.run.process_group", lambda _: nullcontext(launch)):
-            outcomes = [_outcome(case, launch) for case in cases]
-        (folder / f"rank_{rank}.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
-    except BaseException:  # noqa: BLE001 - told to the process that started this one
-        traceback.print_exc()
-        leave(1)
-    leave(0)
+def _outcomes(launch: Launch, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Those of one rank: all cases under its one process group."""
+    with patch("megavideo.train.run.process_group", lambda _: nullcontext(launch)):
+        return [asdict(_outcome(case, launch)) for case in cases]
 
 
 def _outcome(case: Case, launch: Launch) -> Outcome:

@@ -13,6 +13,7 @@ from megavideo.checkpoint.candidates import find_candidates
 from megavideo.checkpoint.manifest import list_checkpoints
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.schema.checkpoint import CheckpointConfig
+from megavideo.parallel.forked import end_with_parent
 from tests.checkpoint.states import check, fragments, header
 
 WORLD = 2
@@ -23,6 +24,7 @@ def save_forever(rank: int, folder: Path, session: str, first: int) -> None:
     """Save one step after another; the same step again now and then, so that a checkpoint is replaced."""
     import torch
 
+    end_with_parent()
     torch.set_num_threads(1)
     with Checkpointer(CheckpointConfig(keep_last=2), folder, SaveGroup(rank, WORLD, session)) as checkpointer:
         step = first
