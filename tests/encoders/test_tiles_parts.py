@@ -64,9 +64,8 @@ def test_statistics_of_tiles_are_those_of_the_whole() -> None:
     assert torch.allclose(found, expected, atol=2e-3)  # what 3000 leaves of float32
 
 
-def test_attention_a_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(causal_attention, "_QUERIES", 5)
-    monkeypatch.setattr(causal_attention, "_KEYS", 7)
     joined = 3 * draw(1, 3 * 8, 4, 3, 4)
     found = causal_attention.frame_causal_attention(
         Activation(joined), LayerRunner(nn.Linear(1, 1), (4, 3, 4), 8, None)

@@ -67,9 +67,13 @@ def _attention(runner: LayerRunner, attention: Any, x: Activation) -> Activation
         parts = [part(last) for part in (attention.to_q, attention.to_k, attention.to_v)]
         return torch.cat(parts, -1).movedim(-1, 1)
 
+    def projected(tile: torch.Tensor, box: Box) -> torch.Tensor:
+        # contiguous as the class has it: of other inputs torch rounds the product before it adds the bias
+        done: torch.Tensor = attention.to_out[0](tile.movedim(1, -1).contiguous())
+        return done.movedim(-1, 1)
+
     mixed = frame_causal_attention(runner.run(Layer(joined), x), runner)
-    out = Layer(lambda tile, box: attention.to_out[0](tile.movedim(1, -1)).movedim(-1, 1))
-    return runner.run(out, mixed, plus=x)
+    return runner.run(Layer(projected), mixed, plus=x)
 
 
 def _pointwise(module: Any) -> Layer:
