@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +15,8 @@ from megavideo.autoencoder.corpus import HeldOutClip
 from megavideo.autoencoder.evaluate import ClipResult, mean_of
 from megavideo.autoencoder.model import TrainedAutoencoder
 from megavideo.data.storage import write_file
-from megavideo.evaluation.shapes.page import facts_table, page
 from megavideo.observe.metrics import read_metrics
+from megavideo.observe.page import data_uri, render
 from megavideo.observe.pictures import frame_strip
 
 _SHOWN_CLIPS = 6
@@ -35,12 +33,7 @@ _CURVES = (
     ("perceptual", "perceptual term (training)"),
     ("adversarial", "adversarial term (training)"),
 )
-_LEAD = "Clips that were never trained on, encoded to latents and decoded again with the averaged weights."
-_NOTE = (
-    "PSNR and SSIM: higher is better. Perceptual: distance of network features, lower is better; with fixed random "
-    "features it ranks results of this program and is not LPIPS. Flicker: mean error of the change between "
-    f"neighbouring frames, in grey levels of 255. Errors in the pictures are shown {_ERROR_GAIN}-fold."
-)
+_COLUMNS = ("clip", "frames", "pixels", "PSNR dB", "SSIM", "perceptual", "flicker")
 
 
 def write_report(
@@ -52,34 +45,36 @@ def write_report(
 ) -> Path:
     """Write `report.html` and pictures into a run's folder, whose `metrics.jsonl` gives the curves; the page's path."""
     mean = mean_of(results)
-    panels = [
-        _number("PSNR", f"{mean.psnr_db:.2f} dB"),
-        _number("SSIM", f"{mean.ssim:.4f}"),
-        _number("perceptual", f"{mean.perceptual:.4f}"),
-        _number("flicker", f"{mean.flicker:.2f}"),
-    ]
-    parts = ['<div class="scores">', *panels, "</div>"]
     curve = folder / "pictures" / "curve.png"
-    curve_html = ""
-    if draw_curves(folder / "metrics.jsonl", curve):
-        curve_html = f'<div class="panel"><img src="{_uri(curve.read_bytes())}" alt="curves over the steps"></div>'
-    single = "" if curve_html else " single"
-    parts.append(f'<h2>Training</h2><div class="wide{single}">{curve_html}')
-    parts.append(f'<div class="panel">{facts_table(facts)}</div></div>')
-    parts.append("<h2>Original, restored, error</h2>")
+    values = {
+        "numbers": [
+            ("PSNR", f"{mean.psnr_db:.2f} dB"), ("SSIM", f"{mean.ssim:.4f}"),
+            ("perceptual", f"{mean.perceptual:.4f}"), ("flicker", f"{mean.flicker:.2f}"),
+        ],
+        "curves": data_uri("image/png", curve.read_bytes()) if draw_curves(folder / "metrics.jsonl", curve) else "",
+        "about": list(facts.items()),
+        "clips": _clips(folder / "pictures", results, clips, model),
+        "head": _COLUMNS,
+        "rows": [_row(result) for result in results],
+        "error_gain": _ERROR_GAIN,
+    }  # fmt: skip
+    path = folder / "report.html"
+    write_file(path, render("autoencoder.html.j2", values, __package__).encode())
+    return path
+
+
+def _clips(
+    folder: Path, results: Sequence[ClipResult], clips: Sequence[HeldOutClip], model: TrainedAutoencoder
+) -> list[tuple[str, str]]:
+    """Words and picture, as a data address, of the first clips; the pictures are written into `folder` as well."""
+    shown = []
     for number, (clip, result) in enumerate(list(zip(clips, results, strict=True))[:_SHOWN_CLIPS]):
         picture = _encoded(side_by_side(clip.video, model.reconstruct(clip.video)))
-        write_file(folder / "pictures" / f"held_out_{number}.png", picture)
+        write_file(folder / f"held_out_{number}.png", picture)
         quality = result.quality
         text = f"{clip.name}: {quality.psnr_db:.2f} dB, SSIM {quality.ssim:.4f}, flicker {quality.flicker:.2f}"
-        parts.append(
-            f'<div class="panel"><p>{html.escape(text)}</p>'
-            f'<img style="max-width:100%" src="{_uri(picture)}" alt="original, restored and error"></div>'
-        )
-    parts.append("<h2>Every clip</h2>" + _table(results))
-    path = folder / "report.html"
-    write_file(path, page("megavideo train-vae", _LEAD, parts, _NOTE).encode())
-    return path
+        shown.append((text, data_uri("image/png", picture)))
+    return shown
 
 
 def side_by_side(original: torch.Tensor, restored: torch.Tensor) -> Image.Image:
@@ -139,24 +134,9 @@ def _encoded(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _uri(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _number(name: str, value: str) -> str:
-    return f'<div class="panel score"><div class="name">{name}</div><div class="value">{value}</div></div>'
-
-
-def _table(results: Sequence[ClipResult]) -> str:
-    head = "".join(
-        f"<td>{name}</td>" for name in ("clip", "frames", "pixels", "PSNR dB", "SSIM", "perceptual", "flicker")
-    )
-    rows = []
-    for result in results:
-        quality = result.quality
-        cells = (
-            result.name, str(result.frames), f"{result.pixels[1]}x{result.pixels[0]}", f"{quality.psnr_db:.2f}",
-            f"{quality.ssim:.4f}", f"{quality.perceptual:.4f}", f"{quality.flicker:.2f}",
-        )  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    return f'<div class="panel"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+def _row(result: ClipResult) -> tuple[str, ...]:
+    quality = result.quality
+    return (
+        result.name, str(result.frames), f"{result.pixels[1]}x{result.pixels[0]}", f"{quality.psnr_db:.2f}",
+        f"{quality.ssim:.4f}", f"{quality.perceptual:.4f}", f"{quality.flicker:.2f}",
+    )  # fmt: skip

@@ -23,7 +23,7 @@ from megavideo.data.plan import Pack, PlanSettings, StepPlan, rank_share
 from megavideo.data.table import SampleTable
 from megavideo.data.tables import open_samples
 from megavideo.errors import ConfigError
-from megavideo.evaluation.dataset_page import PAGE_NAME, SampleColumns, draw_histograms, write_page
+from megavideo.evaluation.dataset_page import PAGE_NAME, SampleColumns, draw_histograms, page_text
 from megavideo.evaluation.dataset_report import DatasetReport, Histogram, Packs, Reason, Shards
 from megavideo.evaluation.dataset_shards import check_shards
 
@@ -212,5 +212,5 @@ def _written(report: DatasetReport, columns: SampleColumns, planned: _Planned | 
     text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False)
     write_file(folder / "histograms.png", picture)
     write_file(folder / "report.json", (text + "\n").encode())
-    write_file(folder / PAGE_NAME, write_page(report, picture).encode())
+    write_file(folder / PAGE_NAME, page_text(report, picture).encode())
     return report

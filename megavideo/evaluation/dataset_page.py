@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from megavideo.config.schema.doctor import DoctorRun
 from megavideo.data.ingest.charts import Chart, draw_charts
-from megavideo.evaluation.dataset_report import DatasetReport, Reason
+from megavideo.evaluation.dataset_report import DatasetReport
+from megavideo.observe.page import data_uri, render
 from megavideo.observe.progress import format_count
 
 PAGE_NAME = "report.html"
-_STYLE = """
-:root { --ink: #1d222b; --soft: #5d6675; --line: #e2e6ec; --bad: #b3302b; --good: #2c7a4b; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f5f7f9; color: var(--ink);
-  font: 15px/1.5 system-ui, "Segoe UI", Roboto, Arial, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.15rem; margin: 36px 0 10px; }
-p { color: var(--soft); margin: 0 0 14px; overflow-wrap: anywhere; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; }
-.panel { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
-.value { font-size: 1.6rem; font-weight: 650; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.name { color: var(--soft); } .bad { border-left: 5px solid var(--bad); } .good { border-left: 5px solid var(--good); }
-.bad li, td { overflow-wrap: anywhere; } ul { margin: 6px 0 0; padding-left: 20px; }
-table { border-collapse: collapse; width: 100%; } td { padding: 5px 10px 5px 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-img { width: 100%; height: auto; display: block; }
-"""
 
 
 @dataclass(frozen=True)
@@ -65,28 +46,24 @@ def draw_histograms(columns: SampleColumns, fill: np.ndarray, cfg: DoctorRun) ->
     ]
     if len(fill):
         charts.append(Chart("Fill of packs", "% of tokens_per_pack", (100 * fill).tolist(), []))
-    return base64.b64decode(draw_charts(charts))
+    return draw_charts(charts)
 
 
-def write_page(report: DatasetReport, picture: bytes) -> str:
+def page_text(report: DatasetReport, picture: bytes) -> str:
     """The page's HTML, with the picture (PNG) in it."""
-    image = base64.b64encode(picture).decode()
-    body = [
-        f"<h1>Dataset: {'not ready for this run' if report.faults else 'ready for this run'}</h1>",
-        f"<p>{_text(report.data)}, version {report.version}</p>",
-        _verdict(report.faults),
-        "<h2>Numbers</h2>",
-        _numbers(report),
-        "<h2>Histograms</h2>",
-        f'<div class="panel"><img alt="histograms" src="data:image/png;base64,{image}"></div>',
-        _table(f"Missing or damaged shards: {len(report.shards.bad):,}", report.shards.bad),
-        _table(f"Samples that fit no pack: {report.dropped_count:,}", report.dropped),
-        _table(f"Clips that were not encoded: {report.not_encoded_count:,}", report.not_encoded),
-        _table(f"Samples with the latent of another: {report.shards.same_content or 0:,}",
-               report.shards.same_content_first),
-    ]  # fmt: skip
-    head = f'<meta charset="utf-8"><title>Dataset {_text(report.data)}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body><main>{''.join(body)}</main></body></html>\n"
+    lists = [
+        (f"Missing or damaged shards: {len(report.shards.bad):,}", report.shards.bad),
+        (f"Samples that fit no pack: {report.dropped_count:,}", report.dropped),
+        (f"Clips that were not encoded: {report.not_encoded_count:,}", report.not_encoded),
+        (f"Samples with the latent of another: {report.shards.same_content or 0:,}", report.shards.same_content_first),
+    ]
+    values = {
+        "report": report,
+        "rows": rows_of(report),
+        "histograms": data_uri("image/png", picture),
+        "lists": [(title, [(row.name, row.reason) for row in reasons]) for title, reasons in lists],
+    }
+    return render("dataset.html.j2", values, __package__)
 
 
 def rows_of(report: DatasetReport) -> list[tuple[str, str]]:
@@ -127,26 +104,3 @@ def _size(num_bytes: float) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:,.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
-
-
-def _verdict(faults: Sequence[str]) -> str:
-    if not faults:
-        return '<div class="panel good">Nothing was found that would stop the run.</div>'
-    lines = "".join(f"<li>{_text(fault)}</li>" for fault in faults)
-    return f'<div class="panel bad">The run would fail or drop too much:<ul>{lines}</ul></div>'
-
-
-def _numbers(report: DatasetReport) -> str:
-    lines = (f"<tr><td class=name>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in rows_of(report))
-    return f'<div class="panel"><table>{"".join(lines)}</table></div>'
-
-
-def _table(title: str, rows: Sequence[Reason]) -> str:
-    if not rows:
-        return ""
-    lines = (f"<tr><td>{_text(row.name)}</td><td>{_text(row.reason)}</td></tr>" for row in rows)
-    return f'<h2>{_text(title)}</h2><div class="panel"><table>{"".join(lines)}</table></div>'
-
-
-def _text(value: str) -> str:
-    return html.escape(str(value))

@@ -1,4 +1,4 @@
-"""Pages of one file: templates of the package, a style that they share, and pictures put into the text."""
+"""Pages of one file: a frame and a style that all share, templates of the rooms, and pictures put into the text."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_FRAME = "megavideo.observe"
+
 
 def data_uri(kind: str, data: bytes) -> str:
     """An address that holds `data`, of the MIME type `kind`, itself."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def render(template: str, values: Mapping[str, Any]) -> str:
-    """The HTML of a file of `observe/templates`. Values are escaped, but for what a template marks as safe.
+def render(template: str, values: Mapping[str, Any], package: str = _FRAME) -> str:
+    """The HTML of a file in the folder `templates` of `package`, which extends `page.html.j2` of this one.
 
-    A name of the template that is missing in `values` is an error.
+    Values are escaped, but for what a template marks as safe. A name of the template that is missing in `values` is an
+    error.
     """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("megavideo.observe", "templates"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in dict.fromkeys((package, _FRAME))]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

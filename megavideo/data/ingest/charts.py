@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ class Chart:
     thresholds: tuple[float, ...] = ()
 
 
-def draw_charts(charts: Sequence[Chart]) -> str:
-    """All charts in a grid, as PNG in base64. The object API is used: pyplot would hold every figure in a global."""
+def draw_charts(charts: Sequence[Chart]) -> bytes:
+    """All charts in a grid, as PNG. The object API is used: pyplot would hold every figure in a global."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -47,7 +46,7 @@ def draw_charts(charts: Sequence[Chart]) -> str:
         panel.set_axis_off()
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
-    return base64.b64encode(data.getvalue()).decode()
+    return data.getvalue()
 
 
 def _draw(axes: Any, chart: Chart) -> None:

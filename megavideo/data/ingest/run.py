@@ -13,7 +13,7 @@ from megavideo.data.ingest.examine import Recipe, recipe_of
 from megavideo.data.ingest.filters.choose import build_scores
 from megavideo.data.ingest.find import Captions, find_captions, find_media
 from megavideo.data.ingest.merge import Merged, merge
-from megavideo.data.ingest.page import PAGE_NAME, write_page
+from megavideo.data.ingest.page import PAGE_NAME, page_text
 from megavideo.data.ingest.part import PARTS_FOLDER, PASSING_FAULTS, Part, current_part, part_path, without_pictures
 from megavideo.data.ingest.report import IngestReport
 from megavideo.data.ingest.rows import CLIPS_NAME, ROOT_NAME, clip_lines, root_line
@@ -102,7 +102,7 @@ def _finish(cfg: IngestRun, places: _Places, captions: Captions, merged: Merged)
     lines = "".join(json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in merged.dropped)
     _write(places.out, DROPPED_NAME, lines)
     _write(places.out, _REPORT_NAME, json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
-    _write(places.out, PAGE_NAME, write_page(report, merged, places.out, cfg.filters))
+    _write(places.out, PAGE_NAME, page_text(report, merged, places.out, cfg.filters))
     if not merged.rows:
         reasons = "; ".join(f"{clip.file}: {clip.reason}" for clip in merged.dropped[:3])
         raise DataError(

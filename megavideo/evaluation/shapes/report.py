@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,24 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from megavideo.data.storage import write_file
 from megavideo.errors import DataError
-from megavideo.evaluation.shapes.page import Mark, facts_table, page, sample_card, score_panel
 from megavideo.evaluation.shapes.score import Score, Verdict
 from megavideo.evaluation.shapes.spec import CHANCE_COLOUR, CHANCE_MOTION, CHANCE_SHAPE
+from megavideo.observe.page import data_uri, render
 from megavideo.observe.pictures import frame_strip
 
 _STRIP_FRAMES = 6
 _LAST_FRAME_SECONDS = 0.6  # a rest before the loop starts again, so that left and right are told apart
-_TITLE = "megavideo demo: moving shapes"
-_LEAD = (
-    "A video diffusion transformer trained from nothing on clips of coloured shapes that move. Each prompt below asks "
-    "for a combination of colour, shape and motion that was never in the training clips."
-)
-_NOTE = (
-    "How it is measured: colour, shape and motion are read from the pixels of each sample alone, without the prompt. "
-    "The colour is the hue of the coloured pixels, the motion is the path of their centre, and the shape is the best "
-    "of ideal pictures at several sizes and blurs. What cannot be told counts as wrong."
-)
 
 
 @dataclass(frozen=True)
@@ -40,6 +29,40 @@ class ReportRow:
     prompt: str
     frames: np.ndarray
     fps: float
+
+
+@dataclass(frozen=True)
+class _Score:
+    """The share (0..1) of prompts of which one attribute is right, and that of guessing."""
+
+    name: str
+    share: float
+    right: int
+    chance: float
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Whether one attribute is right: its name, what was asked for and what is shown ('unclear' where it is)."""
+
+    name: str
+    asked: str
+    shown: str
+
+    @property
+    def right(self) -> bool:
+        """Whether what is shown was asked for."""
+        return self.asked == self.shown
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A sample on the page: its prompt, the moving clip and a strip of frames as data addresses, and its marks."""
+
+    prompt: str
+    clip: str
+    strip: str
+    marks: tuple[_Mark, ...]
 
 
 def write_report(
@@ -52,25 +75,22 @@ def write_report(
     """
     if not loss_png.is_file():
         raise DataError(f"{loss_png}: the picture of the loss is missing. Remedy: plot it from metrics.jsonl first")
-    folder.mkdir(parents=True, exist_ok=True)
     pairs = list(zip(rows, score.verdicts, strict=True))
-    _write_text(folder / "score.json", json.dumps(score_record(score, [row.prompt for row in rows]), indent=2) + "\n")
-    loss = f'<div class="panel"><img src="{_data_uri(loss_png.read_bytes(), "image/png")}" alt="loss curve"></div>'
-    facts = f'<div class="panel">{facts_table(extra)}</div>' if extra else ""
-    parts = [
-        '<div class="scores">',
-        score_panel("colour", score.colour, score.prompts, CHANCE_COLOUR),
-        score_panel("motion", score.motion, score.prompts, CHANCE_MOTION),
-        score_panel("shape", score.shape, score.prompts, CHANCE_SHAPE),
-        "</div>",
-        f'<h2>Training</h2><div class="wide{"" if facts else " single"}">{loss}{facts}</div>',
-        "<h2>Samples</h2>",
-        '<div class="samples">',
-        *(_card(row, verdict) for row, verdict in pairs),
-        "</div>",
-    ]
+    record = score_record(score, [row.prompt for row in rows])
+    write_file(folder / "score.json", (json.dumps(record, indent=2) + "\n").encode())
+    named = (
+        ("colour", score.colour, CHANCE_COLOUR), ("motion", score.motion, CHANCE_MOTION),
+        ("shape", score.shape, CHANCE_SHAPE),
+    )  # fmt: skip
+    values = {
+        "scores": [_Score(name, share, round(share * score.prompts), chance) for name, share, chance in named],
+        "num_prompts": score.prompts,
+        "loss": data_uri("image/png", loss_png.read_bytes()),
+        "about": list(extra.items()),
+        "samples": [_sample(row, verdict) for row, verdict in pairs],
+    }
     path = folder / "report.html"
-    _write_text(path, page(_TITLE, _LEAD, parts, _NOTE))
+    write_file(path, render("demo.html.j2", values, __package__).encode())
     return path
 
 
@@ -104,25 +124,12 @@ def animated_gif(frames: np.ndarray, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def _card(row: ReportRow, verdict: Verdict) -> str:
-    """Return the card of one sample."""
+def _sample(row: ReportRow, verdict: Verdict) -> _Sample:
     strip = io.BytesIO()
     frame_strip(row.frames, _STRIP_FRAMES, scale=1, gap=2).save(strip, "PNG")
-    marks = [
-        Mark(name, getattr(verdict.asked, name) or "still", getattr(verdict.shown, name) or "unclear")
+    marks = tuple(
+        _Mark(name, getattr(verdict.asked, name) or "still", getattr(verdict.shown, name) or "unclear")
         for name in ("colour", "shape", "motion")
-    ]
-    clip = _data_uri(animated_gif(row.frames, row.fps), "image/gif")
-    return sample_card(row.prompt, clip, _data_uri(strip.getvalue(), "image/png"), marks)
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    """Return `data` as a URI that needs no file."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file in one move."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    )
+    clip = data_uri("image/gif", animated_gif(row.frames, row.fps))
+    return _Sample(row.prompt, clip, data_uri("image/png", strip.getvalue()), marks)
