@@ -24,8 +24,9 @@ class LayerwiseAutoencoder:
     """Encoder and decoder of a model of any family but `wan`.
 
     `tile` is the side of a tile in pixels. The device holds the weights and one tile's features, whatever the size and
-    length of the clip, and of HunyuanVideo the keys and values of the layer that attends; the host holds the features of two or three layers, in files where a layer has more than
-    `memory_bytes`. Raises ConfigError where the model joins frames before its first layer.
+    length of the clip, and of HunyuanVideo the keys and values of the layer that attends; the host holds the features
+    of two or three layers, in files where a layer has more than `memory_bytes`. Raises ConfigError where the model
+    joins frames before its first layer.
     """
 
     def __init__(self, family: Family, model: Any, tile: int, memory_bytes: int = MEMORY_BYTES) -> None:
