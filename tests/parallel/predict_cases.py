@@ -11,8 +11,6 @@ from unittest.mock import patch
 
 import torch
 
-from megavideo.model.dit import DiT
-from megavideo.model.layers import LocalLayers
 from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.average import averaged_weights, has_average
 from megavideo.parallel.distributed import Launch
@@ -22,6 +20,7 @@ from megavideo.parallel.predict import predict, predict_whole
 from megavideo.parity.packs import step_input
 from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec
+from megavideo.testing.plain_model import plain_models
 from megavideo.train.step import Trainer
 from megavideo.types import PackedBatch
 
@@ -102,13 +101,8 @@ def _reference(engine: Engine, spec: ParitySpec, packs: Sequence[PackedBatch], l
     """One process without ZeRO: a plain model with the weights, and with the averages, of the end of the training."""
     if layout != "zero0":
         return None
-    model = DiT(spec.model, LocalLayers())
-    names = [name for name, _ in engine.named_parameters()]
-    weights = [parameter for _, parameter in engine.named_parameters()]
-    averages = [engine.base_optimizer.state[parameter]["ema"] for parameter in weights]
     told: dict[str, Any] = {}
-    for kind, values in (("weights", weights), ("averages", averages)):
-        model.load_state_dict({n: v.detach().view_as(w) for n, v, w in zip(names, values, weights, strict=True)})
+    for kind, model in plain_models(engine, spec.model):
         with torch.no_grad():
             told[kind] = [model(pack).tolist() for pack in packs]
     told["predicted"] = [predict_whole(engine, pack).tolist() for pack in packs]

@@ -19,13 +19,13 @@ from megavideo.diffusion.conditions import draw_mask
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.errors import DataError
 from megavideo.model.dit import DiT
-from megavideo.model.layers import LocalLayers
 from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.distributed import Launch
 from megavideo.parallel.engine import Engine
 from megavideo.parity.packs import step_input
 from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec
+from megavideo.testing.plain_model import plain_models
 from megavideo.train.held_out_clips import HeldOutClip, HeldOutClips
 from megavideo.train.step import Trainer
 from megavideo.train.validation import ValidationReport, Validator
@@ -123,15 +123,10 @@ def _failing(spec: ParitySpec, layout: str, engine: Engine, launch: Launch) -> s
 
 def _reference(config: TrainRun, engine: Engine) -> dict[str, Any]:
     """Errors and tokens of each clip alone in its pack at each level, by a plain model of the weights and averages."""
-    model = DiT(config.model, LocalLayers())
-    names = [name for name, _ in engine.named_parameters()]
-    weights = [parameter for _, parameter in engine.named_parameters()]
-    averages = [engine.base_optimizer.state[parameter]["ema"] for parameter in weights]
-    told: dict[str, Any] = {}
-    for kind, values in (("weights", weights), ("averages", averages)):
-        model.load_state_dict({n: v.detach().view_as(w) for n, v, w in zip(names, values, weights, strict=True)})
-        told[kind] = [[_error(config, model, sample, number) for sample in held_out()] for number in range(LEVELS)]
-    return told
+    return {
+        kind: [[_error(config, model, sample, number) for sample in held_out()] for number in range(LEVELS)]
+        for kind, model in plain_models(engine, config.model)
+    }
 
 
 @torch.no_grad()
