@@ -53,6 +53,8 @@ def parse_arguments(words: Sequence[str], options: Sequence[TextOption] = (), pl
         if word in SWITCHES:
             switches.add(SWITCHES[word])
         elif flag in by_flag:
+            if by_flag[flag].metavar is None and joined:
+                raise ConfigError(flag, text, "takes no value", f"write {flag} alone")
             if not joined:
                 text = _next_text(rest, by_flag[flag], [*SWITCHES, *by_flag])
             if flag in texts and not by_flag[flag].repeats:
@@ -82,6 +84,8 @@ def _without_dashes(flag: str, text: str, known: Sequence[str]) -> str:
 
 
 def _next_text(rest: list[str], option: TextOption, known: Sequence[str]) -> str:
+    if option.metavar is None:
+        return "true"
     if not rest or rest[0] in known:
         raise ConfigError(option.flag, None, f"needs {option.metavar}", f"write {option.flag}={option.metavar}")
     return rest.pop(0)

@@ -17,7 +17,7 @@ from typing import Any, cast
 from megavideo import __version__
 from megavideo.cli.arguments import Arguments, parse_arguments, split_verb
 from megavideo.cli.help import general_help, verb_help
-from megavideo.cli.output import launched_as, leads, stdout_kept_clean, to_json
+from megavideo.cli.output import launched_as, leads, stdout_kept_clean, tell, to_json
 from megavideo.cli.verb import Verb, find_verb, verb_names
 from megavideo.errors import ConfigError, MegavideoError, StopRequested
 
@@ -44,7 +44,7 @@ def _guarded(given: Sequence[str]) -> int:
         kind = "stopped" if isinstance(error, StopRequested) else "error"
         print(f"{kind}: {error}", file=sys.stderr)
         if as_json and leads(os.environ):
-            print(to_json({"error": _error_object(error)}))
+            tell(to_json({"error": _error_object(error)}))
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -58,7 +58,7 @@ def _dispatch(given: Sequence[str]) -> int:
     verb = find_verb(name)
     arguments = parse_arguments(words, verb.options, verb.words)
     if "help" in arguments.switches:
-        print(verb_help(verb))
+        tell(verb_help(verb))
         return 0
     if "version" in arguments.switches:
         raise ConfigError("--version", None, "takes no verb", "run `megavideo --version`")
@@ -68,10 +68,10 @@ def _dispatch(given: Sequence[str]) -> int:
 def _without_verb(given: Sequence[str]) -> int:
     switches = parse_arguments(given).switches
     if "version" in switches:
-        print(to_json({"version": __version__}) if "json" in switches else f"megavideo {__version__}")
+        tell(to_json({"version": __version__}) if "json" in switches else f"megavideo {__version__}")
         return 0
     if "help" in switches:
-        print(general_help({name: find_verb(name).summary for name in verb_names()}))
+        tell(general_help({name: find_verb(name).summary for name in verb_names()}))
         return 0
     legal = ", ".join(verb_names())
     raise ConfigError("verb", None, "is required", f"run `megavideo VERB key=value ...` with one of {legal}, or --help")
@@ -88,8 +88,7 @@ def _run(verb: Verb, arguments: Arguments) -> int:
         cfg = load(verb.schema, verb.primary, arguments.overrides)
         report = verb.run(cfg, arguments.texts)
     if rank == 0:
-        print(to_json(_report_object(report)) if "json" in arguments.switches else verb.describe(report))
-    sys.stdout.flush()
+        tell(to_json(_report_object(report)) if "json" in arguments.switches else verb.describe(report))
     return 1 if verb.failed is not None and verb.failed(report) else 0
 
 

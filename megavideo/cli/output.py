@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from megavideo.errors import MegavideoError
+
 
 @contextlib.contextmanager
 def stdout_kept_clean() -> Iterator[None]:
     """Send what libraries and child processes print to standard error, by Python's stream and by descriptor 1."""
-    sys.stdout.flush()
-    try:
-        saved = os.dup(1)
-    except OSError:  # Standard output is closed: there is nothing to keep clean.
+    if sys.stdout is None:  # it was closed at the start: there is nothing to keep clean
         with contextlib.redirect_stdout(sys.stderr):
             yield
         return
+    sys.stdout.flush()
+    saved = os.dup(1)
     try:
         os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
@@ -30,6 +31,22 @@ def stdout_kept_clean() -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(saved, 1)
         os.close(saved)
+
+
+def tell(text: str) -> None:
+    """Print `text` on standard output; a reader that has gone, as `head` has, wants no more of it.
+
+    Raises MegavideoError where it cannot be written, as on a full disk.
+    """
+    try:
+        print(text)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is held back would be written again at the end
+        if not isinstance(error, BrokenPipeError):
+            remedy = "Remedy: send it to a place that can be written"
+            raise MegavideoError(f"standard output: cannot be written ({error.strerror}). {remedy}") from error
 
 
 def to_json(report: Mapping[str, Any]) -> str:

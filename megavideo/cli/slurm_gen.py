@@ -1,4 +1,4 @@
-"""Entry point of the console script `slurm-gen`: the verb of that name, and `--check` for `check=true`."""
+"""Entry point of the console script `slurm-gen`: the verb of that name."""
 
 from __future__ import annotations
 
@@ -10,5 +10,4 @@ from megavideo.cli.main import main as run_command_line
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run `slurm-gen` with `words`, those of the process where none are given, and return the exit status."""
-    given = sys.argv[1:] if words is None else words
-    return run_command_line(["slurm-gen", *("check=true" if word == "--check" else word for word in given)])
+    return run_command_line(["slurm-gen", *(sys.argv[1:] if words is None else words)])

@@ -17,11 +17,12 @@ Texts = Mapping[str, Sequence[str]]
 class TextOption:
     """A flag that takes free text, as `--prompt TEXT`; the text is never parsed as an override.
 
-    With `sets` the flag is another way to write that setting: `--steps 3` for `steps=3`.
+    With `sets` the flag is another way to write that setting: `--steps 3` for `steps=3`, and with no `metavar` one that
+    is true or false: `--check` for `check=true`.
     """
 
     flag: str
-    metavar: str
+    metavar: str | None
     summary: str
     repeats: bool = False
     sets: str | None = None
@@ -33,6 +34,7 @@ class Words:
 
     metavar: str
     summary: str
+    repeats: bool = False
 
 
 @dataclass(frozen=True)

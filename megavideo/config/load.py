@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from megavideo.config.build import build
 from megavideo.config.curriculum import GROUP, STAGES, check_stage_key, stage_names, stages_of, with_stages
 from megavideo.config.find import configs_folder, group_defaults, group_options
-from megavideo.config.names import nearest, required, sections, walk
+from megavideo.config.names import nearest, required, schemas, walk
 from megavideo.config.rules import check
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
@@ -67,7 +67,7 @@ def _checked(
     """
     groups = group_defaults(folder, primary)
     settings = [field.path for field in walk(schema)]
-    nested = list(sections(schema))
+    nested = [path for path, _ in schemas(schema) if path]
     words: list[str] = []
     plain: dict[str, Any] = {}
     seen: dict[str, str] = {}
@@ -90,9 +90,7 @@ def _checked(
             words.append("++" + text.lstrip().lstrip("+"))
         else:
             known = [*settings, *nested, *groups]
-            raise ConfigError(
-                key, _value(override), f"there is no such setting in `{primary}`", _suggest(key, known, primary)
-            )
+            raise ConfigError(key, _value(override), "there is no such setting", _suggest(key, known))
     for key in seen:
         if key.startswith(f"{STAGES}."):
             chosen = groups.get(GROUP)
@@ -104,6 +102,8 @@ def _checked(
 def _parse(text: str) -> Override:
     key, _, value = text.partition("=")
     quoting = f"quote text with commas, brackets or spaces twice, once for the shell: '{key}=\"{value}\"'"
+    if value.startswith("["):
+        quoting = f"quote each text of the list, and the whole for the shell: '{key}=[\"{value.strip('[]')}\"]'"
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -151,11 +151,9 @@ def _value(override: Override) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def _suggest(key: str, known: Sequence[str], primary: str) -> str:
+def _suggest(key: str, known: Sequence[str]) -> str:
     close = nearest(key, known)
-    if close:
-        return f"did you mean {close}?"
-    return f"`megavideo {primary} --help` lists every setting"
+    return f"did you mean {close}?" if close else "add --help, which lists every setting"
 
 
 def _first_line(error: Exception) -> str:

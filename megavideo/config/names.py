@@ -36,15 +36,14 @@ def required(schema: type[Any]) -> list[str]:
     return [field.path for field in texts if field.metadata.get("remedy")]
 
 
-def sections(schema: type[Any], prefix: str = "") -> Iterator[str]:
-    """Dotted paths of the dataclasses nested in `schema`."""
+def schemas(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any]]]:
+    """Dotted path and dataclass of `schema` itself (an empty path) and of those nested in it."""
+    yield prefix, schema
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            path = f"{prefix}.{field.name}" if prefix else field.name
-            yield path
-            yield from sections(cast(type[Any], hint), path)
+            yield from schemas(cast(type[Any], hint), f"{prefix}.{field.name}" if prefix else field.name)
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

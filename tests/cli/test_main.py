@@ -136,6 +136,9 @@ def test_free_text_is_never_parsed(
         (["train"], "data.uri=VALUE; VALUE is the folder or s3:// prefix that `megavideo encode` wrote"),
         (["train", "data.uri=a", "optim.lrr=1"], "optim.lr?"),
         (["train", "data.uri=a", "--prompt", "x"], "--prompt"),
+        (["slurm-gen", "fooo=1"], "add --help"),
+        (["slurm-gen", "--check=no"], "write --check alone"),
+        (["slurm-gen", "words=[optim.lr=1]"], "'words=[\"optim.lr=1\"]'"),
         (["train", "--version"], "--version"),
         (["train", "latents"], "did you mean data.uri=latents?"),
         (["train", "help"], "did you mean --help?"),
@@ -231,8 +234,26 @@ def test_help_is_made_from_the_schema(capfd: pytest.CaptureFixture[str]) -> None
         "float or null",
     ):
         assert part in out
+    assert "\nguard: What is done about bad steps" in out  # what a section's settings do
     assert main(["sample", "-h"]) == 0
     assert "--prompt TEXT" in capfd.readouterr().out
+    assert main(["slurm-gen", "-h"]) == 0
+    out = capfd.readouterr().out
+    assert (
+        "[--check]" in out and "{NCCL_DEBUG:WARN}" in out and '"a person pouring coffee into a white cup, close' in out
+    )
+    assert main(["report", "-h"]) == 0
+    assert "usage: megavideo report RUN key=value" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("closed", ["head", "closed", "full"])
+def test_a_reader_that_goes_is_no_defect(closed: str, tmp_path: Path, repo_root: Path) -> None:
+    ends = {"head": "| true; exit ${PIPESTATUS[0]}", "closed": ">&-", "full": "> /dev/full"}
+    command = f"{sys.executable} -m megavideo status {tmp_path} --json {ends[closed]}"
+    done = subprocess.run(["bash", "-c", command], cwd=repo_root, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert done.returncode == (2 if closed == "full" else 0)
+    assert ("No space left" in done.stderr) == (closed == "full")
 
 
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:

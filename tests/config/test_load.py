@@ -73,7 +73,7 @@ def test_an_integer_serves_as_a_float() -> None:
         ("lr=1", "lr", ["did you mean optim.lr?"]),
         ("train.step=3", "train.step", ["did you mean train.steps?"]),
         ("diffusion.conditions.image2video=1", "diffusion.conditions.image2video", ["image_to_video"]),
-        ("qqqq=3", "qqqq", ["megavideo train --help"]),
+        ("qqqq=3", "qqqq", ["add --help"]),
         ("hydra.run.dir=x", "hydra.run.dir", ["no such setting"]),
         ("=3", "", ["no such setting"]),
         ("run=smal", "run", ["micro, small", "did you mean run=small?"]),

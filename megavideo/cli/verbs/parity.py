@@ -8,7 +8,9 @@ from megavideo.cli.describe import describe_fields
 from megavideo.cli.verb import TextOption, Texts, Verb, Words
 from megavideo.config.schema.parity import ParityRun
 
-_LAYOUTS = Words("LAYOUT", "a layout, as tp2-sp-cp2-ring; each is run on as many processes of this machine as it has")
+_LAYOUTS = Words(
+    "LAYOUT", "a layout, as tp2-sp-cp2-ring; each is run on as many processes of this machine as it has", repeats=True
+)
 
 
 def _run(cfg: ParityRun, texts: Texts) -> Any:

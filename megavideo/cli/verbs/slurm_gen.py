@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megavideo.cli.verb import Texts, Verb
+from megavideo.cli.verb import TextOption, Texts, Verb
 from megavideo.config.schema.cluster import SlurmGenRun
 
 
@@ -31,6 +31,9 @@ VERB = Verb(
     schema=SlurmGenRun,
     run=_run,
     describe=_describe,
+    options=(
+        TextOption("--check", None, "write nothing; status 1 where the scripts in out= are others", sets="check"),
+    ),
     failed=lambda report: report.checked and bool(report.changed or report.stale),
     examples=(
         "slurm-gen cluster=h100_ib run=wan_14b curriculum=sora out=slurm",

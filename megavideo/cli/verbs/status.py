@@ -14,7 +14,7 @@ from megavideo.config.schema.status import StatusRun
 from megavideo.errors import ConfigError
 from megavideo.observe.status import RunStatus
 
-_RUNS = Words("RUN", "a run folder, or a folder of them")
+_RUNS = Words("RUN", "a run folder, or a folder of them", repeats=True)
 _AT_WORK = ("running", "starting")
 
 

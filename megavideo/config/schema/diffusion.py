@@ -27,7 +27,7 @@ class DiffusionConfig:
     `shift` moves flow timesteps towards noise by a constant; `shift_by_size` instead derives it from token count and
     latent frames. `shift_by_content` moves them further for clips whose measured spatial and temporal gradient is
     large, and back for calm ones: it is the exponent of that ratio (0: not at all). `snr_gamma` belongs to
-    `loss_weight=min_snr`; `zero_terminal_snr` and `ddpm_steps` belong to ddpm. `shift_loss_scale` is the slope of
+    `loss_weight=min_snr`; `zero_terminal_snr` belongs to ddpm. `shift_loss_scale` is the slope of
     `loss_weight=shift_sigma`.
     """
 
