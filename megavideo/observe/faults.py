@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from megavideo.observe.rows import append_row, drop_rows, read_rows
+from megavideo.observe.rows import append_row, drop_rows
+from megavideo.observe.salvage import salvage_rows
 
 FaultKind = Literal[
     "non_finite", "spike", "rollback", "save_failed", "restart", "straggler", "signal", "hang", "fallback"
@@ -48,7 +49,7 @@ class FaultLog:
             logging.getLogger(__name__).warning("%s could not be written (%s): %s", self.path, error, row)
 
     def _drop_after(self, step: int) -> None:
-        kinds = [row.get("kind") for row in read_rows(self.path)]
+        kinds = [row.get("kind") for row in salvage_rows(self.path).rows]
         settled = max((place + 1 for place, kind in enumerate(kinds) if kind == "rollback"), default=0)
         drop_rows(
             self.path,

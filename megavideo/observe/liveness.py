@@ -39,6 +39,8 @@ def state_of(
         return "stopped", ending
     if not rows:
         return ("starting" if age < _START_SECONDS else "stalled"), f"started {format_seconds(age)} ago, no step yet"
+    if age > patience and (begun := _restarted(faults, age, now)) is not None:
+        return "starting", f"started again {format_seconds(begun)} ago, no step since"
     if age <= patience:
         return "running", f"the last step was {format_seconds(age)} ago"
     pace = f", where one takes {usual:.3g} s" if seconds else ""
@@ -51,6 +53,12 @@ def fault_age(row: Row, now: float) -> float | None:
         return max(now - datetime.fromisoformat(str(row.get("time"))).timestamp(), 0.0)
     except ValueError:
         return None
+
+
+def _restarted(faults: Sequence[Row], age: float, now: float) -> float | None:
+    """How many seconds ago the run was started again, if that was since its last step, and not too long ago."""
+    begun = fault_age(faults[-1], now) if faults and faults[-1].get("kind") == "restart" else None
+    return begun if begun is not None and begun < min(age, _START_SECONDS) else None
 
 
 def _ending(faults: Sequence[Row], step: int, oldest: float, now: float) -> str | None:

@@ -23,9 +23,9 @@ class MetricsSink(Protocol):
 
 
 class MetricsWriter:
-    """Appends rows `{"step": s, ...}` to a JSONL file, each on disk before `write` returns.
+    """Appends rows `{"step": s, ...}` to a JSONL file; each can be read there when `write` returns.
 
-    A run that continues from step s first drops the rows of later steps, and a torn last line, so that a killed run
+    A run that continues from step s first drops the rows of later steps, and damaged lines, so that a killed run
     leaves each step once. Non-finite numbers become null, which every JSON reader takes.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,8 @@ from megavideo.errors import DataError
 
 Row = dict[str, Any]
 
+_log = logging.getLogger(__name__)
+
 
 def row_line(row: Mapping[str, Any]) -> str:
     """The line of `row`, with its end. Non-finite numbers become null, which every JSON reader takes."""
@@ -20,11 +23,18 @@ def row_line(row: Mapping[str, Any]) -> str:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add `row` to the file, in one write, so that rows of several threads or processes do not mix."""
+    """Add `row` to the file, in one write, so that rows of several threads or processes do not mix.
+
+    After a torn line, left by a killed process or a full disk, the row begins a line of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, row_line(row).encode())
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        data = b"\n" * torn + row_line(row).encode()
+        while data:  # a disk that gets full takes a part, and says so when it is asked again
+            data = data[os.write(descriptor, data) :]
     finally:
         os.close(descriptor)
 
@@ -39,21 +49,24 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def drop_rows(path: Path, keep: Callable[[int, Row], bool]) -> None:
-    """Rewrite the file without the rows that `keep` refuses and without a torn last line, in one move.
+    """Rewrite the file without the rows that `keep` refuses and without damaged lines, in one move.
 
     `keep` is asked with the place of a row, from 0, and the row. The file is left untouched where nothing has to go.
-    Raises DataError where a line before the last is damaged.
+    A run does not end for a line of its record that is lost: a damaged one is logged, a torn last one is not.
     """
     if not path.exists() or _is_clean(path, keep):
         return
+    damaged: list[str] = []
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
-        for place, (line, row) in enumerate(_lines(path)):
+        for place, (line, row) in enumerate(_lines(path, damaged)):
             if keep(place, row):
                 file.write(line.rstrip(b"\n") + b"\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    if damaged:
+        _log.warning("%s: %d damaged lines were dropped; the first was %s", path, len(damaged), damaged[0])
 
 
 def parse_row(line: bytes) -> Row:
@@ -67,14 +80,15 @@ def parse_row(line: bytes) -> Row:
 def _is_clean(path: Path, keep: Callable[[int, Row], bool]) -> bool:
     """Whether every byte of the file belongs to a whole line that is kept."""
     num_bytes = 0
-    for place, (line, row) in enumerate(_lines(path)):
+    for place, (line, row) in enumerate(_lines(path, [])):
         if not keep(place, row) or not line.endswith(b"\n"):
             return False
         num_bytes += len(line)
     return num_bytes == path.stat().st_size
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, Row]]:
+def _lines(path: Path, damaged: list[str] | None = None) -> Iterator[tuple[bytes, Row]]:
+    """Lines and their rows; what is wrong with a damaged line goes to `damaged`, or where that is None is raised."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line == b"\n":
@@ -84,6 +98,9 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Row]]:
             except ValueError as error:
                 if not line.endswith(b"\n"):  # only the last line has no end, and only it can be torn
                     return
+                if damaged is not None:
+                    damaged.append(f"line {number} ({error})")
+                    continue
                 raise DataError(
                     f"{path}: line {number} is damaged ({error}). Remedy: remove that line; the lines around it are "
                     "whole"

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megavideo.observe.rows import append_row, drop_rows, read_rows
+from megavideo.observe.rows import append_row, drop_rows
+from megavideo.observe.salvage import salvage_rows
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class StageLog:
 
     def rows(self) -> list[StageRow]:
         """The stages so far, each as it was written last."""
-        return merge_stages(read_rows(self.path)) if self.path.exists() else []
+        return merge_stages(salvage_rows(self.path).rows)
 
     def _append(self, stage: StageRow, step: int) -> None:
         append_row(self.path, {"step": step} | asdict(stage))

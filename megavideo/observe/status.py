@@ -118,8 +118,12 @@ def find_runs(places: Sequence[str]) -> list[Path]:
         place = Path(text)
         if not place.is_dir():
             raise DataError(f"{text}: is no folder. Remedy: name a run folder, as runs/small, or a folder of them")
-        inside = sorted(child for child in place.iterdir() if _is_run(child))
-        if not _is_run(place) and not inside and any(place.iterdir()):
+        try:
+            children = list(place.iterdir())
+            inside = sorted(child for child in children if _is_run(child))
+        except OSError as error:
+            raise DataError(f"{text}: cannot be read ({error.strerror}). Remedy: ask its owner for access") from error
+        if not _is_run(place) and not inside and children:
             raise DataError(f"{text}: neither a run folder nor a folder of them. Remedy: name what `output` and `name` "
                             "of the run lead to, as runs/small")  # fmt: skip
         found += [place] if _is_run(place) or not inside else inside
@@ -135,6 +139,7 @@ def read_status(root: Path, window: int, now: float | None = None) -> RunStatus:
     folder = RunFolder(root)
     metrics = last_rows(folder.metrics, max(2 * window, _PACE_STEPS))
     faults, stage_rows = salvage_rows(folder.faults), salvage_rows(folder.stages)
+    validations = salvage_rows(folder.validation)
     settings = read_settings(folder.config)
     stages = merge_stages(stage_rows.rows)
     rows = metrics.rows
@@ -164,10 +169,10 @@ def read_status(root: Path, window: int, now: float | None = None) -> RunStatus:
         speed,
         _checkpoint(folder.checkpoints, now),
         _checkpoints_at(settings or {}),
-        _validation(salvage_rows(folder.validation)),
+        _validation(validations),
         dict(Counter(str(row.get("kind")) for row in faults.rows)),
         _fault(faults.rows[-1], now) if faults.rows else None,
-        _damage(folder, metrics, faults, stage_rows, settings),
+        _damage(folder, settings, metrics, faults, stage_rows, validations),
     )
 
 
@@ -237,10 +242,9 @@ def _fault(row: Row, now: float) -> FaultStatus:
     return FaultStatus(str(row.get("kind")), row["step"], str(row.get("reason") or ""), fault_age(row, now))
 
 
-def _damage(
-    folder: RunFolder, metrics: Salvage, faults: Salvage, stages: Salvage, settings: Mapping[str, Any] | None
-) -> tuple[str, ...]:
-    named = ((folder.metrics, metrics), (folder.faults, faults), (folder.stages, stages))
+def _damage(folder: RunFolder, settings: Mapping[str, Any] | None, *read: Salvage) -> tuple[str, ...]:
+    """What could not be read of the settings, and of metrics, faults, stages and validations."""
+    named = zip((folder.metrics, folder.faults, folder.stages, folder.validation), read, strict=True)
     lines = [f"{path.name}: {found.damaged} damaged lines" for path, found in named if found.damaged]
     if settings is None and folder.config.exists():
         lines.append(f"{folder.config.name}: cannot be read")

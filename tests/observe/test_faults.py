@@ -15,6 +15,7 @@ from megavideo.observe.faults import FaultLog
 from megavideo.observe.memory import host_peak_bytes, memory_metrics
 from megavideo.observe.metrics import MetricsWriter
 from megavideo.observe.rows import read_rows
+from megavideo.observe.salvage import salvage_rows
 from megavideo.observe.stages import StageLog, StageRow
 from megavideo.observe.validations import ValidationLog
 
@@ -129,11 +130,22 @@ def test_metrics_go_back_within_a_start(tmp_path: Path) -> None:
     assert [(row["step"], row["loss"]) for row in read_rows(path)] == [(1, 1.0), (2, 0.5)]
 
 
-def test_damage_names_the_line(tmp_path: Path) -> None:
+def test_damage_does_not_stop_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "faults.jsonl"
-    path.write_text(json.dumps({"step": 1, "kind": "spike"}) + "\n[3]\n" + json.dumps({"step": 2}) + "\n")
+    path.write_text(json.dumps({"step": 1, "kind": "spike"}) + "\n[3]\n" + json.dumps({"step": 2, "kind": "x"}) + "\n")
     with pytest.raises(DataError, match=r"faults\.jsonl: line 2"):
-        FaultLog(path, 0)
+        list(read_rows(path))
+    FaultLog(path, 2)
+    assert _kinds(path) == [(1, "spike"), (2, "x")]
+
+
+def test_a_row_after_a_torn_one_has_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "faults.jsonl"
+    path.write_text('{"step": 1, "kind": "spike"}\n{"step": 2, "ki')  # the disk was full
+    FaultLog(path).write(3, "hang", rank=1)
+    assert [row["step"] for row in salvage_rows(path).rows] == [1, 3]
+    FaultLog(path, resume_step=3)
+    assert _kinds(path) == [(1, "spike"), (3, "hang")]
 
 
 def test_host_peak_follows_an_allocation() -> None:

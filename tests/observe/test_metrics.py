@@ -89,9 +89,14 @@ def test_damage_and_absence_are_reported(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\nrubbish\n{"step": 3}\n')
     with pytest.raises(DataError, match="line 2"):
         read_metrics(path)
-    with pytest.raises(DataError, match="line 2"):
-        MetricsWriter(path, resume_step=3)
-    assert "rubbish" in path.read_text()
+
+
+def test_a_restart_goes_on_past_damage_and_tells_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nrubbish\n{"step": 3}\n')
+    MetricsWriter(path, resume_step=3).close()
+    assert [row["step"] for row in read_metrics(path)] == [1, 3]
+    assert "1 damaged lines were dropped; the first was line 2" in caplog.text
 
 
 def test_sinks_get_every_row(tmp_path: Path) -> None:

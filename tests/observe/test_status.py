@@ -80,6 +80,22 @@ def test_ends_are_told_apart(tmp_path: Path) -> None:
     assert _status(stopped).state == "running"
 
 
+def test_a_run_that_was_started_again_is_starting(tmp_path: Path) -> None:
+    root = _write(tmp_path / "run", steps=60, age=9999)
+    at = {"seconds": NOW - 200}
+    log = FaultLog(root / "faults.jsonl", clock=lambda: datetime.fromtimestamp(at["seconds"], UTC))
+    log.write(60, "restart", processes=8)
+    status = _status(root)
+    assert (status.state, status.note) == ("starting", "started again 3m20s ago, no step since")
+    at["seconds"] = NOW - 2000
+    log.write(60, "restart", processes=8)
+    assert _status(root).state == "stalled"  # too long for a start
+    at["seconds"] = NOW - 100
+    log.write(60, "restart", processes=8)
+    _write(root, steps=61, age=90)
+    assert _status(root).state == "stalled"  # it made steps since
+
+
 def test_runs_without_a_step(tmp_path: Path) -> None:
     assert _status(_write(tmp_path / "new", steps=0, age=30)).state == "starting"
     assert _status(_write(tmp_path / "old", steps=0, age=4000)).state == "stalled"
@@ -103,6 +119,7 @@ def test_a_damaged_folder_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     assert status.damaged == (
         "metrics.jsonl: 1 damaged lines",
         "faults.jsonl: 1 damaged lines",
+        "validation.jsonl: 1 damaged lines",
         "config.yaml: cannot be read",
     )
     assert "damaged" in plain_text([status])
