@@ -27,8 +27,19 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses in the block into a DataError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}). Remedy: check the path, its rights and free space"
+        ) from error
+
+
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically."""
+    """Write `data` to `path` atomically; OSError where the disk refuses."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from megavideo.data.files import checked_name, replacing
+from megavideo.data.files import checked_name, replacing, writing
 from megavideo.data.retry import RetryPolicy, retrying
 from megavideo.data.s3_errors import (
     StalledError,
@@ -110,8 +111,9 @@ class S3Storage:
 
     def read_bytes(self, name: str) -> bytes:
         """The content of the object; DataError where it cannot be read."""
-        key = self._key(name)
-        return self._call(name, lambda client: client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+        content = io.BytesIO()
+        self._copy_to(name, content, lambda: None, patience)
+        return content.getvalue()
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Put the object; a store shows it whole or not at all."""
@@ -169,7 +171,7 @@ class S3Storage:
 
     def download(self, name: str, path: Path) -> None:
         """Copy the object to `path`."""
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
             self._copy_to(name, file, lambda: None, patience)
 
     def upload(self, path: Path, name: str) -> None:

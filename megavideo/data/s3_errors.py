@@ -40,9 +40,17 @@ class TruncatedError(OSError):
     """A body that ended before its announced length."""
 
 
+def _cause(error: Exception) -> Exception:
+    """What an error of boto3's transfers was made of."""
+    from boto3.exceptions import Boto3Error
+
+    inner = error.__context__
+    return _cause(inner) if isinstance(error, Boto3Error) and isinstance(inner, Exception) else error
+
+
 def error_code(error: Exception) -> str:
     """The S3 code of a ClientError ("NoSuchKey", "503"), or the empty string."""
-    response = getattr(error, "response", None) or {}
+    response = getattr(_cause(error), "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 
 
@@ -62,13 +70,11 @@ def patience_for_known(error: Exception) -> float:
 
 
 def _patience(error: Exception, missing_seconds: float) -> float:
-    from boto3.exceptions import Boto3Error
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
-        return _patience(error.__context__, missing_seconds)
+    error = _cause(error)
     if isinstance(error, exceptions.ClientError):
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if status >= 500 or status in (408, 429) or error_code(error) in _TRANSIENT_CODES:
@@ -86,7 +92,7 @@ def remedy(error: Exception) -> str:
     """What the user can do."""
     from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+    if isinstance(_cause(error), NoCredentialsError | PartialCredentialsError):
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     return _REMEDIES.get(error_code(error), _UNREACHABLE)
 

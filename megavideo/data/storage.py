@@ -6,6 +6,7 @@ folder, is flushed to disk and renamed, so that a reader sees the old file or th
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from megavideo.data.files import TEMPORARY_PREFIX, checked_name, replacing, write_file
+from megavideo.data.files import TEMPORARY_PREFIX, checked_name, replacing, write_file, writing
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.s3 import S3Storage
 from megavideo.errors import DataError
@@ -76,28 +77,26 @@ class LocalStorage:
 
     def read_bytes(self, name: str) -> bytes:
         """The content of the file; DataError where it cannot be read."""
-        try:
+        with _reading(self._path(name)):
             return self._path(name).read_bytes()
-        except OSError as error:
-            raise _cannot_read(self._path(name), error) from error
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the file atomically, making its folder; DataError where the disk refuses."""
-        try:
+        with writing(self._path(name)):
             write_file(self._path(name), data)
-        except OSError as error:
-            raise _cannot_write(self._path(name), error) from error
 
     def exists(self, name: str) -> bool:
-        """True where the file exists."""
-        return self._path(name).is_file()
+        """True where the file exists; DataError where the folder may not be looked into."""
+        with _reading(self._path(name)):
+            return self._path(name).is_file()
 
     def list(self, prefix: str = "") -> list[str]:
-        """Files under the folder, without those still being written."""
-        if not self.folder.is_dir():
-            return []
-        files = (path for path in self.folder.rglob("*") if path.is_file())
-        names = (p.relative_to(self.folder).as_posix() for p in files if not p.name.startswith(TEMPORARY_PREFIX))
+        """Files under the folder, without those still being written; DataError where a part of it cannot be listed."""
+        names: list[str] = []
+        with _reading(self.folder):
+            for folder, _, files in os.walk(self.folder, onerror=_raise_unless_gone):
+                below = Path(folder).relative_to(self.folder)
+                names += [(below / name).as_posix() for name in files if not name.startswith(TEMPORARY_PREFIX)]
         return sorted(name for name in names if name.startswith(prefix))
 
     def copy_to(self, name: str, file: BinaryIO, on_progress: Callable[[], None] = lambda: None) -> None:
@@ -109,29 +108,23 @@ class LocalStorage:
 
     def open(self, name: str) -> BinaryIO:
         """The file, opened for reading; DataError where it cannot be."""
-        try:
+        with _reading(self._path(name)):
             return self._path(name).open("rb")
-        except OSError as error:
-            raise _cannot_read(self._path(name), error) from error
 
     def download(self, name: str, path: Path) -> None:
         """Copy the file to `path`."""
-        if not self.exists(name):
-            raise DataError(f"{self._path(name)}: no such file. Remedy: check the path")
-        with replacing(path) as temporary:
-            shutil.copyfile(self._path(name), temporary)
+        with self.open(name) as source, writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+            shutil.copyfileobj(source, file)
 
     def upload(self, path: Path, name: str) -> None:
         """Copy `path` into the folder."""
-        try:
-            with replacing(self._path(name)) as temporary:
-                shutil.copyfile(path, temporary)
-        except OSError as error:
-            raise _cannot_write(self._path(name), error) from error
+        with writing(self._path(name)), replacing(self._path(name)) as temporary:
+            shutil.copyfile(path, temporary)
 
     def delete(self, name: str) -> None:
-        """Remove the file if it is there."""
-        self._path(name).unlink(missing_ok=True)
+        """Remove the file if it is there; DataError where the disk refuses."""
+        with writing(self._path(name)):
+            self._path(name).unlink(missing_ok=True)
 
 
 def is_object_store(uri: str) -> bool:
@@ -176,9 +169,14 @@ def opened(
         yield copy
 
 
-def _cannot_read(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be read ({error.strerror}). Remedy: check the path")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Remedy: check the path and its rights") from error
 
 
-def _cannot_write(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be written ({error.strerror}). Remedy: check rights and free space")
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # no folder holds no files, and one may be removed meanwhile
+        raise error

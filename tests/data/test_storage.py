@@ -62,6 +62,37 @@ def test_unwritable(tmp_path: Path) -> None:
         LocalStorage(tmp_path / "file").write_bytes("x", b"")
 
 
+def test_what_the_disk_refuses_is_an_error_of_the_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    storage, barred = LocalStorage(tmp_path), tmp_path / "file" / "x"
+    too_long = LocalStorage(tmp_path / ("x" * 300))  # as where a folder may not be looked into
+    storage.write_bytes("a", b"")
+    for refused in (
+        lambda: storage.download("a", barred),
+        lambda: storage.upload(tmp_path / "file", "file/x"),
+        lambda: too_long.exists("a"),
+        lambda: too_long.list(),
+        lambda: too_long.delete("a"),
+        lambda: LocalStorage(tmp_path / "file").list(),
+    ):
+        with pytest.raises(DataError, match=r"cannot be (read|written) \(.*\)\. Remedy: check the path"):
+            refused()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, scandir = LocalStorage(tmp_path), os.scandir
+    storage.write_bytes("a/b", b"")
+
+    def barred(path: str) -> object:
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", barred)
+    with pytest.raises(DataError, match="Permission denied"):
+        storage.list()
+
+
 def test_unknown_schemes() -> None:
     with pytest.raises(DataError, match="'gs' is not supported"):
         open_storage("gs://bucket/x")
@@ -99,8 +130,14 @@ def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_s3(s3_bucket: str, tmp_path: Path) -> None:
     exercise(open_storage(f"{s3_bucket}/some/prefix/"), tmp_path)
+    nowhere = open_storage("s3://no-such-bucket-here/x")
     with pytest.raises(DataError, match="bucket"):
-        open_storage("s3://no-such-bucket-here/x").exists("y")
+        nowhere.exists("y")
+    for refused in (lambda: nowhere.upload(tmp_path / "up.bin", "y"), lambda: nowhere.write_bytes("y", b"")):
+        with pytest.raises(DataError, match="Remedy: make the bucket first"):
+            refused()
+    with pytest.raises(DataError, match="cannot be written"):
+        open_storage(f"{s3_bucket}/some/prefix/").download("a/b.bin", tmp_path / "up.bin" / "x")
 
 
 def test_s3_after_fork_and_pickle(s3_bucket: str) -> None:

@@ -196,6 +196,16 @@ def test_what_stays_ends_every_rank(scene: Scene, proxy: FaultProxy, ranks: Rank
     scene.check(ranks.read(scene.reading(proxy)))
 
 
+def test_a_small_file_that_trickles_is_asked_for_again(
+    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S3_ENDPOINT_URL", proxy.url)
+    proxy.fault = at_first("trickle")
+    storage, begin = open_storage(store.uri, QUICK), time.monotonic()
+    assert storage.read_bytes(BAD) == store.objects[BAD]
+    assert storage.retries == 1 and time.monotonic() - begin < 10
+
+
 @pytest.mark.parametrize("seconds", [1.0, None])
 def test_a_server_that_dies(scene: Scene, proxy: FaultProxy, ranks: Ranks, seconds: float | None) -> None:
     policy = RetryPolicy(total_seconds=4.0, stall_seconds=0.8, first_seconds=0.05, most_seconds=0.5)
