@@ -187,14 +187,20 @@ def _checkpoint_rows(report: RunReport, record: RunRecord) -> list[tuple[str, ..
     """Checkpoints that are there, and saves that the metrics tell of, by step; the newest first."""
     blocked = {save.step: save.blocked_seconds for save in report.saves}
     written = dict(record.checkpoints)
-    rows: list[tuple[str, ...]] = []
-    for step in sorted({*blocked, *written}, reverse=True):
-        when = (
-            datetime.fromtimestamp(written[step], UTC).isoformat(" ", "seconds") if step in written else "removed since"
-        )
-        waited = f"{blocked[step]:.3g} s" if step in blocked else _DASH
-        rows.append((f"{step:,}", when.removesuffix("+00:00"), waited))
-    return rows[:_FAULTS_SHOWN]
+    failed = {row["step"] for row in record.faults if row.get("kind") == "save_failed"}
+    newest = max(written, default=0)
+
+    def outcome(step: int) -> str:
+        if step in written:
+            return datetime.fromtimestamp(written[step], UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+        if step in failed:
+            return "the save failed"
+        if report.checkpoints_at is not None:
+            return f"to {report.checkpoints_at}"
+        return "removed since" if step < newest else "not finished"
+
+    steps = sorted({*blocked, *written}, reverse=True)[:_FAULTS_SHOWN]
+    return [(f"{step:,}", outcome(step), f"{blocked[step]:.3g} s" if step in blocked else _DASH) for step in steps]
 
 
 def _version_rows(record: RunRecord) -> list[tuple[str, str]]:

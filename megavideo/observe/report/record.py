@@ -56,7 +56,8 @@ def changes_since(record: RunRecord) -> dict[str, tuple[Change, ...]]:
     """What differs from the settings of each earlier start, by the name of the file that kept them."""
     now = read_settings(record.folder.config)
     changes: dict[str, tuple[Change, ...]] = {}
-    for path in sorted(record.folder.root.glob("config.*.yaml")):
+    kept = [path for path in record.folder.root.glob("config.*.yaml") if path.name.split(".")[1].isdecimal()]
+    for path in sorted(kept, key=lambda path: int(path.name.split(".")[1])):
         before = read_settings(path)
         if now is not None and before is not None:
             changes[path.name] = tuple(changed_settings(before, now))

@@ -72,14 +72,19 @@ def read_prompts(place: Path) -> list[str]:
 
 
 def read_frames(path: Path) -> np.ndarray | None:
-    """Frames of an mp4 file, uint8 [T, H, W, 3], at most the first thousand; None where it cannot be read."""
+    """Frames of an mp4 file, uint8 [T, H, W, 3], at most the first thousand; None where it cannot be read.
+
+    They are made no wider than the page shows them, because a minute in full size is gigabytes.
+    """
     import av
 
     try:
         with av.open(str(path)) as container:
             frames = []
             for frame in container.decode(video=0):
-                frames.append(frame.to_ndarray(format="rgb24"))
+                width = min(frame.width, _STILL_WIDTH)
+                height = max(1, round(frame.height * width / frame.width))
+                frames.append(frame.to_ndarray(format="rgb24", width=width, height=height))
                 if len(frames) == _MOST_FRAMES:
                     break
     except (av.FFmpegError, OSError, IndexError):  # an IndexError tells of a file without video

@@ -20,7 +20,8 @@ class RunReport:
     """The numbers behind the page at `page`. `share` is how much of the run is done, 0..1.
 
     `faults` and `validations` are rows as they were recorded, `changes` the settings that differ from those of an
-    earlier start, by the file that kept them. `whole` is None where no step was made.
+    earlier start, by the file that kept them. `checkpoints` are those of the run folder; `checkpoints_at` is the store
+    where they are instead. `whole` is None where no step was made.
     """
 
     page: str
@@ -39,6 +40,7 @@ class RunReport:
     validations: tuple[Row, ...]
     saves: tuple[Save, ...]
     checkpoints: tuple[int, ...]
+    checkpoints_at: str | None
     sample_steps: tuple[int, ...]
     changes: dict[str, tuple[Change, ...]]
     damaged: tuple[str, ...]
@@ -65,6 +67,7 @@ def summarise(record: RunRecord, page: Path) -> RunReport:
         faults=record.faults,
         validations=record.validations,
         saves=saves_of(record.series),
+        checkpoints_at=status.checkpoints_at,
         checkpoints=tuple(step for step, _ in record.checkpoints),
         sample_steps=tuple(sample_steps(record.folder.samples)),
         changes=changes,

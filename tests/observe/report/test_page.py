@@ -13,12 +13,16 @@ import pytest
 from PIL import Image
 
 from megavideo.config.schema.report import ReportRun
+from megavideo.data.write_video import write_video
 from megavideo.errors import DataError
+from megavideo.observe.faults import FaultLog
 from megavideo.observe.report.cells import loss_maps
 from megavideo.observe.report.charts import Marks, draw_loss, draw_saves
+from megavideo.observe.report.content import _checkpoint_rows
+from megavideo.observe.report.record import changes_since, read_record
 from megavideo.observe.report.samples import prompt_rows, read_frames
 from megavideo.observe.report.series import read_series
-from megavideo.observe.report.summary import RunReport
+from megavideo.observe.report.summary import RunReport, summarise
 from megavideo.observe.report.write import write_report
 from megavideo.observe.run_folder import RunFolder
 from tests.observe.made_run import PROMPTS, make_run
@@ -117,6 +121,35 @@ def test_samples_of_steps_and_of_files_that_cannot_be_read(made: tuple[RunFolder
     assert prompt_rows(folder.samples, 0, 1, 10) == () == prompt_rows(folder.root / "none", 6, 1, 10)
     frames = read_frames(folder.samples / "step_00000300" / "00.mp4")
     assert frames is not None and frames.shape == (9, 64, 96, 3)
+
+
+def test_large_frames_are_made_small(tmp_path: Path) -> None:
+    write_video(tmp_path / "large.mp4", np.zeros((3, 180, 640, 3), np.uint8), 8.0)
+    frames = read_frames(tmp_path / "large.mp4")
+    assert frames is not None and frames.shape == (3, 63, 224, 3)
+
+
+def test_each_save_is_told_for_what_it_came_to(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", samples=False)
+    (folder.checkpoints / "step_00000100" / "manifest.json").unlink()
+    (folder.checkpoints / "step_00000200" / "manifest.json").unlink()
+    (folder.checkpoints / "step_00000350" / "manifest.json").unlink()
+    FaultLog(folder.faults).write(200, "save_failed", reason="disk full")
+    record = read_record(folder.root)
+    told = {step: outcome for step, outcome, _ in _checkpoint_rows(summarise(record, folder.report), record)}
+    assert (told["100"], told["200"], told["350"]) == ("removed since", "the save failed", "not finished")
+    assert told["300"].startswith("2026-03-01")
+    folder.config.write_text("checkpoint: {uri: s3://bucket/run, through_folder: false}\n")
+    record = read_record(folder.root)
+    told = {step: outcome for step, outcome, _ in _checkpoint_rows(summarise(record, folder.report), record)}
+    assert (told["100"], told["200"]) == ("to s3://bucket/run", "the save failed")
+
+
+def test_starts_are_listed_in_their_order(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        (tmp_path / f"config.{number}.yaml").write_text(f"train: {{steps: {number}}}\n")
+    (tmp_path / "config.yaml").write_text("train: {steps: 20}\n")
+    assert list(changes_since(read_record(tmp_path))) == ["config.1.yaml", "config.2.yaml", "config.10.yaml"]
 
 
 def test_empty_and_damaged_folders_have_a_page(tmp_path: Path) -> None:
