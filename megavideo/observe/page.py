@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 _FRAME = "megavideo.observe"
@@ -32,14 +30,3 @@ def render(template: str, values: Mapping[str, Any], package: str = _FRAME) -> s
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template(template).render(values)
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a page, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from megavideo.errors import DataError
 from megavideo.observe.metrics import numeric_values, read_metrics
+from megavideo.observe.whole_file import write_whole
 
 _RAW = "#9db7dd"
 _SMOOTH = "#1f4e96"
@@ -28,11 +29,9 @@ def plot_loss(metrics_path: Path, png: Path) -> None:
     if len(steps) == 0:
         raise DataError(f"{metrics_path}: no row has a finite loss. Remedy: train for at least one step first")
     rate_steps, rates = _column(rows, "learning_rate")
-    png.parent.mkdir(parents=True, exist_ok=True)
-    temporary = png.with_name(f".{png.name}.{os.getpid()}.tmp")
-    figure = _draw(steps, losses, rate_steps, rates)
-    figure.savefig(temporary, format="png", dpi=130)
-    os.replace(temporary, png)
+    data = io.BytesIO()
+    _draw(steps, losses, rate_steps, rates).savefig(data, format="png", dpi=130)
+    write_whole(png, data.getvalue())
 
 
 def smooth(values: np.ndarray, half_life: float) -> np.ndarray:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from megavideo.observe.whole_file import write_whole
 
 _REPORTED_PACKAGES = ("torch", "deepspeed", "megatron-core", "diffusers", "mosaicml-streaming")
 _GIT_TIMEOUT_SECONDS = 10
@@ -154,6 +155,4 @@ def _write_keeping_old(path: Path, text: str) -> None:
         while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
             number += 1
         kept.write_bytes(path.read_bytes())  # not a link: some shared file systems have none
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text.encode())

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from megavideo.config.schema.report import ReportRun
 from megavideo.errors import DataError
-from megavideo.observe.page import write_page
 from megavideo.observe.report.content import page_text
 from megavideo.observe.report.record import read_record
 from megavideo.observe.report.summary import RunReport, summarise
+from megavideo.observe.whole_file import write_whole
 
 
 def write_report(cfg: ReportRun, root: Path) -> RunReport:
@@ -25,7 +25,7 @@ def write_report(cfg: ReportRun, root: Path) -> RunReport:
     report = summarise(record, page)
     written = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
     try:
-        write_page(page, page_text(cfg, report, record, written))
+        write_whole(page, page_text(cfg, report, record, written).encode())
     except OSError as error:
         raise DataError(f"{page}: cannot be written ({error}). Remedy: set out= to a file that can be") from error
     return report
