@@ -10,16 +10,24 @@
 
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
+refuse() { # before anything is submitted
+  echo "error: $1" >&2
+  exit 2
+}
 first=1 options=() words=()
 while (($#)); do
   case $1 in
-    --from) first=$2 && shift ;;
+    --from) first=${2-} && shift ;;
     --from=*) first=${1#*=} ;;
     -*) options+=("$1") ;;
-    *) words+=("$1") ;;
+    *=*) words+=("$1") ;;
+    *) refuse "$1: neither an option nor KEY=VALUE. Remedy: join the value of an option to it, as --nodes=64" ;;
   esac
-  shift
+  shift $(($# > 0))
 done
+if [[ ! $first =~ ^[1-9][0-9]*$ ]] || ((first > 5)); then
+  refuse "--from=$first: no stage has that number. Remedy: take 1 to 5"
+fi
 for word in "${words[@]}"; do # evaluation takes no words of training, but must find the run
   case $word in
     name=*) export MEGAVIDEO_RUN=${word#*=} ;;

@@ -24,8 +24,14 @@ def load_stages(cfg: SlurmGenRun) -> tuple[Stage, ...]:
     """
     words = [f"run={cfg.run}", f"curriculum={cfg.curriculum}", *cfg.words]
     given = any(word.startswith("data.uri=") for word in cfg.words)
-    config = load(TrainRun, "train", words if given else [*words, _SOME_DATA])
-    return tuple(_fitted(stage, processes(cfg.cluster)) for stage in stages_of(config))
+    try:
+        config = load(TrainRun, "train", words if given else [*words, _SOME_DATA])
+        return tuple(_fitted(stage, processes(cfg.cluster)) for stage in stages_of(config))
+    except ConfigError as error:
+        if error.field in ("run", "curriculum"):
+            raise
+        remedy = f"{error.remedy}; a setting of the run is said here as words=['KEY=VALUE']"
+        raise ConfigError(error.field, error.value, error.rule, remedy) from error
 
 
 def _fitted(stage: Stage, ranks: int) -> Stage:

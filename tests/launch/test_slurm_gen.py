@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def test_every_cluster_composes() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["cluster.nodes=3"], r"layout='zero3'.*in stage|train.packs_per_step"),
+        (["cluster.nodes=3"], r"train.packs_per_step=256: in stage images_256 on 24 ranks.*words=\['KEY=VALUE'\]"),
         (["cluster.nodes=1"], r"in stage long_1024 on 8 ranks: needs 32 ranks \(tp 4 x cp 4 x dp 1 x pp 2\)"),
         (["words=['layout=tp3']"], r"layout='tp3': .*tp3 must divide model.heads=40"),
         (["words=['layout=tp2-dp4-zero1']"], r"in stage images_256 on 256 ranks: needs 8 ranks"),
@@ -137,6 +138,10 @@ def test_every_cluster_composes() -> None:
         (["cluster.environment={OMP_NUM_THREADS: \"3\"}"], r"OMP_NUM_THREADS='3': is set by cluster.threads"),
         (["cluster.environment={A-B: \"3\"}"], r"is no name of a variable"),
         (["cluster.lines=['--time=3']"], r"cluster.lines\[0\]='--time=3': --time has a setting of its own"),
+        (["cluster.lines=['--nodes 4']"], r"--nodes has a setting of its own"),
+        (["cluster.lines=['--no-requeue']"], r"the scripts set --no-requeue themselves"),
+        (["out='my jobs'"], r"out='my jobs': holds a space"),
+        (["cluster.partition='a b'"], r"cluster.partition='a b': holds a space"),
         (["cluster.lines=['-C h100']"], r"cluster.lines\[0\]='-C h100': must be a long option"),
         (["cluster.container.image=a.sqsh"], r"cluster.venv='.venv': has no effect with cluster.container.image"),
         (["cluster.container.mounts=['/a:/a']"], r"cluster.container.mounts=.*has no effect without"),
@@ -145,6 +150,50 @@ def test_every_cluster_composes() -> None:
 def test_what_does_not_fit_is_refused_by_name(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         render(*words)
+
+
+@pytest.fixture(scope="module")
+def submitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, str, list[str]]]:
+    """Runs curriculum.sh with an sbatch that only writes down what it is asked for: status, errors and those lines."""
+    folder = tmp_path_factory.mktemp("jobs")
+    script = folder / "curriculum.sh"
+    script.write_text(render("cluster=laptop_test", "run=micro", "curriculum=small")["curriculum.sh"])
+    sbatch = folder / "sbatch"
+    sbatch.write_text('#!/bin/bash\necho "$*" >>"$ASKED"\nwc -l <"$ASKED"\n')
+    sbatch.chmod(0o755)
+
+    def run(*arguments: str) -> tuple[int, str, list[str]]:
+        asked = folder / "asked"
+        asked.write_text("")
+        place = {"PATH": f"{folder}:/usr/bin:/bin", "ASKED": str(asked)}
+        done = subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, check=False, env=place)
+        return done.returncode, done.stderr, asked.read_text().splitlines()
+
+    return run
+
+
+def test_stages_are_submitted_in_turn(submitted: Callable[..., tuple[int, str, list[str]]]) -> None:
+    status, _, asked = submitted("--nodes=2", "--from", "2", "optim.lr=1e-4", "name=mine")
+    assert status == 0
+    assert "--dependency" not in asked[0] and "--nodes=2" in asked[0] and asked[0].endswith("optim.lr=1e-4 name=mine")
+    assert "--job-name=mine-stage2" in asked[0] and "--dependency=afterok:1" in asked[1]
+    assert "--job-name=mine-evaluate" in asked[-1] and "optim.lr" not in asked[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "64"], "64: neither an option nor KEY=VALUE. Remedy: join"),
+        (["--from=9"], "--from=9: no stage has that number. Remedy: take 1 to "),
+        (["--from=two"], "--from=two: no stage"),
+        (["--from"], "--from=: no stage"),
+    ],
+)
+def test_a_curriculum_that_is_asked_for_wrongly_submits_nothing(
+    arguments: list[str], message: str, submitted: Callable[..., tuple[int, str, list[str]]]
+) -> None:
+    status, errors, asked = submitted(*arguments)
+    assert (status, asked) == (2, []) and message in errors
 
 
 def test_nothing_is_written_for_a_layout_that_does_not_fit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,11 @@ _SET_BY_FIELDS = (
     "--account", "--cpus-per-task", "--exclusive", "--gpus-per-node", "--mem", "--nodes", "--ntasks-per-node",
     "--partition", "--qos", "--signal", "--time",
 )  # fmt: skip
+# what the scripts rely on: logs that go on, starting again, and one job or array as it was rendered
+_SET_BY_SCRIPTS = (
+    "--array", "--job-name", "--kill-on-invalid-dep", "--no-requeue", "--ntasks", "--open-mode", "--output",
+    "--requeue",
+)  # fmt: skip
 
 
 def seconds_of(field: str, text: str) -> int:
@@ -81,11 +86,26 @@ def environment_names_are_variables(cfg: SlurmGenRun) -> None:
 def lines_are_options(cfg: SlurmGenRun) -> None:
     """Further lines are long options of sbatch, of which none has a field of its own."""
     for position, line in enumerate(cfg.cluster.lines):
-        field, name = f"cluster.lines[{position}]", line.split("=")[0]
+        field, name = f"cluster.lines[{position}]", re.split(r"[=\s]", line)[0]
         if not line.startswith("--") or "\n" in line:
             raise ConfigError(field, line, "must be a long option of sbatch", "write it as --constraint=h100")
         if name in _SET_BY_FIELDS:
             raise ConfigError(field, line, f"{name} has a setting of its own", "set that, and drop the line")
+        if name in _SET_BY_SCRIPTS:
+            raise ConfigError(field, line, f"the scripts set {name} themselves", "drop it, or give it to sbatch")
+
+
+def directives_are_words(cfg: SlurmGenRun) -> None:
+    """Slurm ends an option at the first space."""
+    cluster = cfg.cluster
+    texts = {
+        "out": cfg.out, "cluster.partition": cluster.partition, "cluster.account": cluster.account,
+        "cluster.qos": cluster.qos, "cluster.ingest.partition": cluster.ingest.partition,
+        "cluster.encode.partition": cluster.encode.partition,
+    }  # fmt: skip
+    for name, text in texts.items():
+        if text is not None and text.split() != [text]:
+            raise ConfigError(name, text, "holds a space, at which Slurm would end it", "take one without")
 
 
 def container_or_venv(cfg: SlurmGenRun) -> None:
@@ -118,6 +138,7 @@ CLUSTER_RULES = (
     memory_is_slurms,
     environment_names_are_variables,
     lines_are_options,
+    directives_are_words,
     container_or_venv,
     train_words_are_settings,
 )
