@@ -1,4 +1,4 @@
-"""Units encoded by this process or by several; one that dies takes nothing with it but the unit it was at.
+"""Units encoded by this process or by several.
 
 A worker loads the encoders once. On a machine with GPUs the workers are dealt to them in turn.
 """
@@ -9,24 +9,21 @@ import logging
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megavideo.data.job_pool import Work, done_by_processes
 from megavideo.data.storage import open_storage
 from megavideo.encoders.encode_unit import UnitEncoder, UnitJob
 from megavideo.encoders.folder import load_encoders
 from megavideo.errors import ConfigError, DataError
 from megavideo.observe.progress import format_seconds
 
-_WAITING_A_WORKER = 2
 _LOG_EVERY_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
@@ -52,8 +49,7 @@ def choose_workers(asked: int | None, num_jobs: int) -> int:
 def run_units(jobs: Sequence[UnitJob], setting: EncodeSetting, workers: int) -> None:
     """Encode every unit, in `workers` processes, or in this one for 0.
 
-    Units that were under way when a worker died are done again, one at a time. Raises DataError where one cannot be
-    written, or ends its worker twice; what is done stays done.
+    Raises DataError where one cannot be written, or ends its worker twice; what is done stays done.
     """
     progress = _Progress(len(jobs), sum(len(job.clips) for job in jobs))
     if not workers:
@@ -63,65 +59,25 @@ def run_units(jobs: Sequence[UnitJob], setting: EncodeSetting, workers: int) -> 
             encoder.encode(job)
             progress.done(job)
         return
-    suspects: list[UnitJob] = []
-    rest = list(jobs)
-    while rest:
-        finished: set[str] = set()
-        under_way: list[UnitJob] = []
-        try:
-            for job in _pooled(rest, setting, workers, under_way):
-                finished.add(job.unit.name)
-                progress.done(job)
-        except BrokenProcessPool:
-            _log.warning("encode: a worker died; %d units that were under way are done again", len(under_way))
-            suspects += under_way
-        gone = finished | {job.unit.name for job in under_way}
-        rest = [job for job in rest if job.unit.name not in gone]
-    for job in suspects:
-        _run_alone(job, setting)
+    numbers = multiprocessing.get_context("spawn").SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+
+    def refuse(job: UnitJob) -> None:
+        raise _deadly(job, setting.out)
+
+    work = Work(_encode_in_worker, _begin_worker, (setting, workers, numbers))
+    for job in done_by_processes(jobs, work, workers, refuse):
         progress.done(job)
 
 
-def _run_alone(job: UnitJob, setting: EncodeSetting) -> None:
-    for _ in range(2):
-        try:
-            for _ in _pooled([job], setting, 1, []):
-                return
-        except BrokenProcessPool:
-            continue
+def _deadly(job: UnitJob, out: str) -> DataError:
     files = ", ".join(sorted({clip.row.file for clip in job.clips})[:3])
-    raise DataError(
-        f"{setting.out}: the process that encodes unit {job.unit.name} ({files} and others) dies each time: out of "
-        "memory, or a fault of the decoder. Remedy: start again with fewer workers or on a larger machine, or take "
-        "the clip out of the list; what is done stays done"
+    return DataError(
+        f"{out}: the process that encodes unit {job.unit.name} ({files} and others) dies each time: out of memory, or "
+        "a fault of the decoder. Remedy: start again with fewer workers or on a larger machine, or take the clip out "
+        "of the list; what is done stays done"
     )
-
-
-def _pooled(
-    jobs: Sequence[UnitJob], setting: EncodeSetting, workers: int, under_way: list[UnitJob]
-) -> Iterator[UnitJob]:
-    """Units as they are done. `under_way` always holds those that were given out and are not done yet."""
-    waiting: dict[Future[None], UnitJob] = {}
-    todo = iter(jobs)
-    # Spawned: a fork of a process that has used threads, a store or a GPU can hang.
-    context = multiprocessing.get_context("spawn")
-    numbers = context.SimpleQueue()
-    for number in range(workers):
-        numbers.put(number)
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin_worker, initargs=(setting, workers, numbers)
-    ) as pool:
-        while True:
-            while len(waiting) < workers * _WAITING_A_WORKER and (job := next(todo, None)) is not None:
-                under_way.append(job)
-                waiting[pool.submit(_encode_in_worker, job)] = job
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                future.result()
-                job = waiting.pop(future)
-                under_way.remove(job)
-                yield job
 
 
 class _Worker:
@@ -132,19 +88,10 @@ class _Worker:
 
 
 def _begin_worker(setting: EncodeSetting, workers: int, numbers: Any) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
     if torch.cuda.is_available():
-        torch.cuda.set_device(numbers.get() % torch.cuda.device_count())
+        number = numbers.get()
+        torch.cuda.set_device(number % torch.cuda.device_count())
+        numbers.put(number)  # for one that takes the place of a dead one
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     _Worker.setting = setting

@@ -1,29 +1,21 @@
-"""Inputs examined by several processes; a worker that dies takes nothing with it but what it was reading.
-
-Each worker writes the part of an input whole before it takes the next. Where a worker dies, the inputs that were under
-way are read again, one at a time: the one that kills its worker twice is recorded as such, and the others go on.
-"""
+"""Inputs examined by this process or by several, each of which writes the part of an input before it takes the next."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megavideo.data.ingest.examine import Recipe, examine
-from megavideo.data.ingest.part import CRASHED, Identity, Part, current_part, identify, write_part
+from megavideo.data.ingest.part import CRASHED, Identity, Part, identify, write_part
+from megavideo.data.job_pool import Work, done_by_processes
 from megavideo.errors import ConfigError, DataError
 from megavideo.observe.progress import format_seconds
 
 _INPUTS_A_WORKER = 8  # below so many, starting a process costs more than it saves
-_WAITING_A_WORKER = 2
 _LOG_EVERY_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
@@ -52,7 +44,7 @@ def choose_workers(asked: int | None, num_jobs: int) -> int:
 def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     """Examine every input and write its part, in `workers` processes, or in this one for 0.
 
-    Raises DataError where a part cannot be written.
+    An input that ends its process twice is recorded as such. Raises DataError where a part cannot be written.
     """
     progress = _Progress(len(jobs))
     if workers == 0:
@@ -60,22 +52,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
             run_job(job)
             progress.done(job.file)
         return
-    suspects: list[Job] = []
-    rest = list(jobs)
-    while rest:
-        finished: set[str] = set()
-        under_way: list[Job] = []
-        try:
-            for job in _pooled(rest, workers, under_way):
-                finished.add(job.file)
-                progress.done(job.file)
-        except BrokenProcessPool:
-            _log.warning("ingest: a worker died; %d inputs that were under way are read again", len(under_way))
-            suspects += under_way
-        gone = finished | {job.file for job in under_way}
-        rest = [job for job in rest if job.file not in gone]
-    for job in suspects:
-        _run_alone(job)
+    for job in done_by_processes(jobs, Work(run_job, _begin_worker), workers, _record_deadly):
         progress.done(job.file)
 
 
@@ -86,47 +63,26 @@ def run_job(job: Job) -> None:
     except ConfigError as error:
         # It would not survive the way between processes.
         raise DataError(str(error)) from error
+    except Exception as error:  # noqa: BLE001 - told with its traceback, recorded, and tried again by the next run
+        # A decoder may fail at a damaged file in any way; one input of millions is not to end the others.
+        _log.exception("ingest: %s: a defect of a decoder or of megavideo", job.file)
+        part = _crashed(job, f"reading it failed ({type(error).__name__}: {error})")
     if part.fault is not None:
         _log.warning("ingest: %s: %s", job.file, part.reason)
     _write(job, part)
 
 
-def _pooled(jobs: Sequence[Job], workers: int, under_way: list[Job]) -> Iterator[Job]:
-    """Jobs as they are finished. `under_way` always holds those that were given out and not yet finished."""
-    waiting: dict[Future[None], Job] = {}
-    todo = iter(jobs)
-    # Spawned: a fork of a process with threads, as decoders and torch start them, can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        while True:
-            while len(waiting) < workers * _WAITING_A_WORKER and (job := next(todo, None)) is not None:
-                under_way.append(job)
-                waiting[pool.submit(run_job, job)] = job
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                future.result()
-                job = waiting.pop(future)
-                under_way.remove(job)
-                yield job
-
-
-def _run_alone(job: Job) -> None:
-    if current_part(job.out, job.path, job.file, job.recipe.key) is not None:
-        return
-    for _ in range(2):
-        try:
-            for _ in _pooled([job], 1, []):
-                return
-        except BrokenProcessPool:
-            continue
+def _record_deadly(job: Job) -> None:
     _log.warning("ingest: %s: the process that reads it dies", job.file)
+    _write(job, _crashed(job, "the process that reads it dies (out of memory, or a fault of the decoder)"))
+
+
+def _crashed(job: Job, reason: str) -> Part:
     try:
         identity = identify(job.path, with_digest=True)
     except OSError:
         identity = Identity(0, 0, "")
-    reason = "the process that reads it dies (out of memory, or a fault of the decoder)"
-    _write(job, Part(job.file, job.recipe.key, identity, None, False, (), CRASHED, reason))
+    return Part(job.file, job.recipe.key, identity, None, False, (), CRASHED, reason)
 
 
 def _write(job: Job, part: Part) -> None:
@@ -139,22 +95,10 @@ def _write(job: Job, part: Part) -> None:
         ) from error
 
 
-def _end_with_parent() -> None:
-    """Let a worker end when the process that started it was killed, and be quiet about an interrupt by keyboard."""
-    import signal
-
+def _begin_worker() -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Progress:
