@@ -36,7 +36,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainVaeReport:
-    """What a run came to. `vae` is the diffusers folder, `report` the page; the rest are means over held-out clips."""
+    """What a run came to. `report` is the page, and from `psnr_db` on there are means over held-out clips.
+
+    `vae` is the diffusers folder with the weights: the run's, or with `train.steps=0` the one that was measured.
+    `skipped` are the steps of this start that were not finite.
+    """
 
     run: str
     vae: str
@@ -89,6 +93,10 @@ class _Run:
             create_run_folder(self._place.root, to_yaml(config), sys.argv)
         dist.barrier()
         self._begin = load_newest_state(self._place.checkpoints, self._trainer)
+        if self._begin > config.train.steps:
+            rule = f"the run in {self._place.root} has made {self._begin} steps"
+            remedy = f"take train.steps={self._begin} to report on it, or name= another run"
+            raise ConfigError("train.steps", config.train.steps, rule, remedy)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self._parameters = parameters
         _log.info(
@@ -116,7 +124,8 @@ class _Run:
                 report = str(write_report(self._place.root, results, self._held_out, model, facts))
         dist.barrier()
         return TrainVaeReport(
-            run=str(self._place.root), vae=str(self._place.root / VAE_FOLDER), report=report, steps=config.train.steps,
+            run=str(self._place.root), report=report, steps=config.train.steps,
+            vae=str(self._place.root / VAE_FOLDER) if config.train.steps else str(config.model.path),
             resumed_at=begin, parameters=self._parameters, held_out=len(self._held_out), **asdict(mean_of(results)),
             features=self._distance.name, skipped=self._skipped,
         )  # fmt: skip
@@ -162,12 +171,15 @@ class _Run:
         return len(results), mean_of(results)
 
     def _save(self, step: int) -> None:
-        """The state for going on, and the averaged weights with their statistics as a folder of diffusers."""
+        """The averaged weights with their statistics as a folder of diffusers, and the state for going on.
+
+        In this order: a state after the last step is what tells the next start that nothing is left to write.
+        """
         if self._first:
-            save_state(self._place.checkpoints, step, self._trainer, self._config.train.keep_checkpoints)
             with averaged_weights(self._trainer) as model:
                 model.keep_statistics(self._statistics_videos(self._corpus))
                 write_folder(self._place.root / VAE_FOLDER, lambda place: model.model.save_pretrained(place))
+            save_state(self._place.checkpoints, step, self._trainer, self._config.train.keep_checkpoints)
             _log.info("saved %s", self._place.root / VAE_FOLDER)
         dist.barrier()
 

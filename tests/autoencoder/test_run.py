@@ -100,6 +100,7 @@ def test_loaded_weights_are_only_measured(trained: Path, tmp_path: Path, capsys:
     measured = json.loads(done.out)
     before = read_metrics(trained / "metrics.jsonl")[-1]
     assert measured["psnr_db"] == pytest.approx(before["psnr_db"], abs=1e-3)
+    assert measured["vae"] == str(trained)
     assert (tmp_path / "measured" / "report.html").is_file()
 
 
@@ -107,3 +108,23 @@ def test_a_run_keeps_its_settings(trained: Path, capsys: pytest.CaptureFixture[s
     words = tiny_words(trained.parent, *ADVERSARY, "loss.kl=0.5")
     assert main(["train-vae", *words]) == 2
     assert "loss.kl" in capsys.readouterr().err
+
+
+def test_fewer_steps_than_were_made_are_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    done = run("megavideo", ["train-vae", *tiny_words(tmp_path, *ADVERSARY, "train.steps=2")], tmp_path / "logs")
+    assert done.status == 2 and "train.steps=2: the run in" in done.err
+
+
+def test_weights_that_could_not_be_written_are_made_up_for(tmp_path: Path) -> None:
+    """The last save fails at its second part: the next start must not take the run for done."""
+    words = tiny_words(tmp_path, "train.steps=1", "optim.warmup_steps=0")
+    obstacle = tmp_path / "run" / ".writing-vae"
+    obstacle.parent.mkdir()
+    obstacle.touch()
+    failed = run("megavideo", ["train-vae", *words], tmp_path / "logs")
+    assert failed.status == 2 and "not saved" in failed.err
+    obstacle.unlink()
+    done = run("megavideo", ["train-vae", "--json", *words], tmp_path / "more_logs")
+    assert done.status == 0, done.err
+    assert (Path(json.loads(done.out)["vae"]) / "config.json").is_file()
