@@ -91,6 +91,17 @@ def test_one_refused_request_leaves_the_others() -> None:
     assert len(server.requests) == 3  # a refusal is not repeated
 
 
+def test_one_request_that_the_server_fails_on_leaves_the_others() -> None:
+    """A server says 500 to a picture that its model cannot take, each time: the run must not end there each time."""
+    with chat_server(lambda number, content: Reply(500, "boom") if "x" in said(content) else completion("good")) as it:
+        asked = model(it.url)
+        assert asked.answer([Request("a"), Request("b")]) == [Answer("good", False)] * 2
+        (answer,) = asked.answer([Request("x")])
+        assert isinstance(answer, DataError) and "500: boom" in str(answer)
+        with pytest.raises(DataError, match="gives no answer in 3 attempts"):
+            asked.answer([Request(f"x{i}") for i in range(8)])
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_a_passing_fault_is_tried_again(status: int, caplog: pytest.LogCaptureFixture) -> None:
     with chat_server(lambda number, content: Reply(status, "busy") if number < 2 else completion("good")) as server:

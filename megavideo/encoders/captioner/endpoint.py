@@ -19,6 +19,8 @@ from megavideo.encoders.captioner.answer import Answer, Request, to_answer
 from megavideo.errors import ConfigError, DataError, MegavideoError
 
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))  # busy or failing: another attempt may succeed
+_ITS_OWN = 500  # what a server also says to a request that it cannot work on, as a picture its model does not take
+_MOST_FAILED = 8  # such requests in a row, after which it is the server that fails
 _CONNECT_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 60.0
 _SHOWN = 300
@@ -51,6 +53,7 @@ class EndpointModel:
         self._attempts, self._backoff_seconds = endpoint.attempts, endpoint.backoff_seconds
         self._max_new_tokens = max_new_tokens
         self._concurrency = concurrency
+        self._failed_in_a_row = 0
         self._session = http.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, http.adapters.HTTPAdapter(pool_maxsize=concurrency))
@@ -59,8 +62,9 @@ class EndpointModel:
     def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
         """Answers in the order of the requests.
 
-        Raises ConfigError where the server does not know the address, the model or the key, and DataError where it
-        cannot be reached, or stays busy, over all attempts.
+        A request on which the server fails over all attempts has no answer. Raises ConfigError where the server does
+        not know the address, the model or the key, and DataError where it cannot be reached, stays busy, or fails on
+        many requests one after another.
         """
         with ThreadPoolExecutor(min(self._concurrency, len(requests))) as pool:
             waiting = [pool.submit(self._ask, request) for request in requests]
@@ -79,7 +83,9 @@ class EndpointModel:
             "temperature": 0,
         }
         response = self._post(content)
-        if response.status_code != 200:
+        if response.status_code == 200:
+            self._failed_in_a_row = 0
+        else:
             fault = self._fault(response)
             if isinstance(fault, DataError):
                 return fault
@@ -92,9 +98,11 @@ class EndpointModel:
             return DataError(f"the server's answer is no chat completion: {self._shown(response)}")
 
     def _post(self, content: dict[str, Any]) -> Any:
+        """The server's last word; DataError where it cannot be reached, stays busy, or fails on many requests."""
         reason = ""
         for attempt in range(1, self._attempts + 1):
             wait = self._backoff_seconds * 2 ** (attempt - 1)
+            response = None
             try:
                 response = self._session.post(
                     self._url, json=content, timeout=self._timeouts, allow_redirects=False, auth=_Bearer(self._key)
@@ -111,6 +119,10 @@ class EndpointModel:
                 wait = min(wait, _LONGEST_WAIT_SECONDS)
                 _log.warning("%s: %s; attempt %d follows in %.1f s", self._url, reason, attempt + 1, wait)
                 time.sleep(wait)
+            elif response is not None and response.status_code == _ITS_OWN:
+                self._failed_in_a_row += 1
+                if self._failed_in_a_row < _MOST_FAILED:
+                    return response
         raise DataError(
             f"{self._url}: gives no answer in {self._attempts} attempts: {reason}. Remedy: look at the server and run "
             f"the same command again, which goes on from here, or raise {self._place}.attempts"
@@ -128,7 +140,7 @@ class EndpointModel:
             rule = f"the server answers {status}{place} ({said})"
             remedy = f"correct the address, which must go on with /chat/completions, or {self._place}.model"
             return ConfigError(f"{self._place}.url", self._url, rule, remedy)
-        return DataError(f"the server refuses it ({status}: {said})")
+        return DataError(f"the server {'fails on' if status >= 500 else 'refuses'} it ({status}: {said})")
 
     def _shown(self, response: Any) -> str:
         return self._hidden(" ".join(response.text[: 4 * _SHOWN].split())[:_SHOWN] or "no text")
