@@ -221,7 +221,7 @@ def _iter_video(path: Path, whole: bool, seek_seconds: float | None = None) -> I
             stream = _video_stream(path, container)
             if seek_seconds is not None:
                 container.seek(int(seek_seconds / float(stream.time_base)), stream=stream)
-            packets = _whole_packets(path, container, stream) if whole else container.demux(stream)
+            packets = _whole_packets(path, container, stream) if whole else _demuxed(container, stream)
             yield from _presentation_order(_decoded(path, packets, stream))
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -236,10 +236,19 @@ def _video_stream(path: Path, container: Any) -> Any:
     return streams[0]
 
 
+def _demuxed(container: Any, *streams: Any) -> Iterator[Any]:
+    """Packets of these streams, or of all."""
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        # PyAV may stumble, after all packets, over a stream that began in the middle of the file and is not asked for.
+        return
+
+
 def _whole_packets(path: Path, container: Any, stream: Any) -> Iterator[Any]:
     """The packets of `stream`; DataError at the end where no stream lasts as long as the header tells."""
     last = 0.0
-    for packet in container.demux():
+    for packet in _demuxed(container):
         if packet.pts is not None:
             last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index:
@@ -303,11 +312,15 @@ def _upright(frame: av.VideoFrame) -> _Upright:
 def video_rate(path: Path, times: list[float]) -> float:
     """Frames a second over the steps of the clock, leaving out steps where the clock starts again.
 
-    A single frame has the rate that the header of the file tells.
+    A single frame has the rate that the header of the file tells. Raises DataError for a clock that jumps by weeks.
     """
     steps = [later - earlier for earlier, later in pairwise(times) if later > earlier]
     if steps:
-        return round(len(steps) / math.fsum(steps), 6)
+        seconds = math.fsum(steps)
+        rate = round(len(steps) / seconds, 6)
+        if rate <= 0.0:
+            raise DataError(f"{path}: damaged (its clock runs {seconds:.3g} s over {len(times)} frames)")
+        return rate
     with av.open(str(path), metadata_errors="replace") as container:
         rate = _video_stream(path, container).average_rate
         return float(rate) if rate else 1.0

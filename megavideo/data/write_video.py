@@ -6,12 +6,12 @@ Shape legend: T frames, H height, W width.
 from __future__ import annotations
 
 import math
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from megavideo.data.files import replacing, writing
 from megavideo.errors import DataError
 
 _CRF = "14"  # visually lossless at the sizes that are sampled
@@ -26,18 +26,11 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     player takes; an odd size cannot be 4:2:0 in H.264 and is written yuv444p (Chrome, VLC, mpv and ffmpeg play it).
     The file appears complete under its name or not at all.
 
-    Raises DataError where the frames or the rate cannot be written.
+    Raises DataError where the frames or the rate are no video, or the disk refuses.
     """
     _check(path, frames, fps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path), replacing(path) as temporary:
         _encode(temporary, frames, fps)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check(path: Path, frames: np.ndarray, fps: float) -> None:

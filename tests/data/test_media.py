@@ -129,6 +129,12 @@ def test_an_anchor_changes_nothing(tmp_path: Path, name: str, codec: str) -> Non
         list(iter_frames(path, 149, 2, Anchor(149, seconds[149])))
 
 
+def test_a_clock_that_jumps_by_weeks_is_damage(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", moving_square(3, 32, 48), times=[0, 40, 10**10])
+    with pytest.raises(DataError, match=r"a\.mkv: damaged \(its clock runs 1e\+07 s over 3 frames"):
+        probe(path)
+
+
 def test_an_anchor_saves_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_clip(tmp_path / "a.mp4", moving_square(600, 32, 48), fps=25)
     decoded = 0

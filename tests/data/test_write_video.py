@@ -62,6 +62,21 @@ def test_replaces_only_when_complete(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+def test_a_disk_that_refuses(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"clip\.mp4: cannot be written \(.*Remedy"):
+        write_video(tmp_path / "file" / "clip.mp4", _gradient(2, 32, 32), 8.0)
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"clip\.mp4: cannot be written \(File too large"):
+            write_video(tmp_path / "clip.mp4", _gradient(9, 64, 64), 8.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize(
     ("frames", "fps"),
     [
