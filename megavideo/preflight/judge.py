@@ -96,14 +96,15 @@ def _node(
 
 
 def _without_common_faults(nodes: Sequence[Node]) -> tuple[list[Node], list[str]]:
-    """A check that fails on all of several nodes tells of what they share or of its limit, and not of them."""
-    failed = [{check for check, finding in node.checks.items() if not finding.good} for node in nodes]
-    common = set.intersection(*failed) if len(nodes) > 1 else set()
+    """A check that fails on all of several nodes that answer tells of what they share or of its limit, not of them."""
+    answered = [node for node in nodes if node.checks]
+    failed = [{check for check, finding in node.checks.items() if not finding.good} for node in answered]
+    common = set.intersection(*failed) if len(answered) > 1 else set()
     left = []
     for node in nodes:
         faults = tuple(fault for fault in node.faults if fault.partition(":")[0] not in common)
         left.append(replace(node, faults=faults, good=not faults))
-    texts = [f"{check} fails on all {len(nodes)} nodes: {nodes[0].checks[check].text}"
+    texts = [f"{check} fails on all {len(answered)} nodes: {answered[0].checks[check].text}"
              for check in CHECKS if check in common]  # fmt: skip
     return left, texts
 

@@ -22,11 +22,15 @@ _SPARE_SECONDS = 10.0  # for the word of rank 0 to arrive
 
 
 class Absent(TopologyError):
-    """Ranks that did not come; `hosts` are the names of their nodes as far as they are known."""
+    """Ranks that did not come; `hosts` are the names of their nodes as far as they are known.
 
-    def __init__(self, message: str, hosts: Sequence[str]) -> None:
+    Where it is `agreed` rank 0 told it to all; else it is what one rank sees, which may itself be the one cut off.
+    """
+
+    def __init__(self, message: str, hosts: Sequence[str], agreed: bool = False) -> None:
         super().__init__(message)
         self.hosts = tuple(hosts)
+        self.agreed = agreed
 
 
 def host_name(environment: Mapping[str, str]) -> str:
@@ -80,7 +84,7 @@ class Meeting:
         if self.rank == 0:
             missing = [rank for rank in range(self.world_size) if rank not in there]
             hosts = sorted(set(expected_hosts) - set(there.values())) if missing else []
-            self.say("roll_called", {"missing": missing, "hosts": hosts})
+            self.say("roll_called", {"missing": missing, "hosts": hosts, "there": there})
         verdict = self.hear("roll_called", seconds + _SPARE_SECONDS)
         if verdict["missing"]:
             self.part(there)
@@ -90,8 +94,9 @@ class Meeting:
                 f"{len(verdict['missing'])} of {self.world_size} ranks did not come in {seconds:g} s: {ranks}{named}. "
                 "Remedy: see whether their nodes are up and start the program, or give meet_seconds more",
                 verdict["hosts"],
+                agreed=True,
             )
-        return {rank: str(host) for rank, host in self.collect("roll", _SPARE_SECONDS).items()}
+        return {int(rank): str(host) for rank, host in verdict["there"].items()}  # JSON has texts for keys
 
     def post(self, topic: str, value: Any) -> None:
         """Leave this rank's value under a topic."""

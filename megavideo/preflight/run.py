@@ -34,6 +34,7 @@ from megavideo.preflight.places import find_token, leave_token, new_token, read_
 
 _LINK_SECONDS = 20.0  # one exchange, before its pair counts as cut
 _SPARE_SECONDS = 10.0
+_VERDICT_SECONDS = 30.0  # ranks do not begin all at once, so that those together may take so much longer
 
 
 def preflight(
@@ -44,6 +45,7 @@ def preflight(
     `clock` and `exchange` stand in for the machine's own in tests. The file `bad_nodes` is written by the first rank
     on a good node. Raises ConfigError where that file cannot be written.
     """
+    before = _stamp(config.bad_nodes)
     rank, local_rank, world_size = read_launch(os.environ)
     if world_size == 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
@@ -54,7 +56,9 @@ def preflight(
         report = _Preflight(config, meeting, hosts, device, clock, exchange).run()
     except Absent as absent:
         report = _without(absent)
-        _write_bad_nodes(config, report)  # each rank that is there writes the same
+        # each rank that is there writes what was agreed on; one that is alone names only whom nobody else judges
+        if absent.agreed or (absent.hosts and not _is_written(config.bad_nodes, before)):
+            _write_bad_nodes(config, report)
         return report
     fit = [r for r in hosts if hosts[r] not in report.bad]
     if rank == min(fit, default=0):
@@ -239,6 +243,23 @@ def _report(value: Mapping[str, Any]) -> PreflightReport:
     )  # fmt: skip
     slow_links, links = (tuple(Link(**link) for link in value[name]) for name in ("slow_links", "links"))
     return PreflightReport(tuple(nodes), tuple(value["bad"]), slow_links, links, tuple(value["unlocated"]))
+
+
+def _stamp(path: str | None) -> tuple[int, int] | None:
+    """What changes whenever the file is written anew; None where it is not there."""
+    try:
+        found = os.stat(path or "")
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _is_written(path: str | None, before: tuple[int, int] | None) -> bool:
+    """Whether others write the file while they are waited for."""
+    end = time.monotonic() + _VERDICT_SECONDS
+    while path is not None and _stamp(path) == before and time.monotonic() < end:
+        time.sleep(0.1)
+    return _stamp(path) != before
 
 
 def _write_bad_nodes(config: PreflightRun, report: PreflightReport) -> None:

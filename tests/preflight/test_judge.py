@@ -53,6 +53,12 @@ def test_a_rank_that_gives_no_answer_is_bad_and_slow_devices_and_other_versions_
     assert told["d"] == ("rank 4 gave no answer",)
 
 
+def test_a_store_that_is_down_is_no_fault_of_those_who_answer() -> None:
+    down = RankAnswer((Finding("store", False, "given up"),))
+    report = judge(hosts(4), dict.fromkeys(range(3), down), PreflightLimits())
+    assert report.bad == ("n3",) and report.unlocated == ("store fails on all 3 nodes: given up",)
+
+
 @pytest.mark.parametrize(("count", "rounds"), [(1, 15), (2, 15), (5, 15), (8, 15), (16, 15), (40, 15)])
 def test_pairings(count: int, rounds: int) -> None:
     made = pairings(count, rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import pytest
 
 from megavideo.cli.main import main
 from megavideo.cli.verbs.preflight import VERB
+from megavideo.config.schema.preflight import PreflightRun
+from megavideo.data.files import write_file
 from megavideo.preflight.judge import PreflightReport
+from megavideo.preflight.run import preflight
 from tests.preflight.ranks import CALM, Rank, Ranks
 
 UNREACHABLE = {"S3_ENDPOINT_URL": "http://127.0.0.1:1"}
@@ -122,6 +126,26 @@ def test_a_rank_that_never_comes_is_named_with_its_host(four: Ranks, words: list
     report = same(four.run([*words, "meet_seconds=4"], {2: None}))
     assert report.bad == ("n2",) and (tmp_path / "bad.txt").read_text() == "n2\n"
     assert "1 of 4 ranks did not come in 4 s: 2, among them all of n2" in report.unlocated[0]
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_rank_that_is_cut_off_does_not_speak_for_the_others(
+    others: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes rank 0 for missing; only where nobody else judges is that written."""
+    bad = tmp_path / "bad.txt"
+    bad.write_text("of-an-earlier-run\n")
+    launch = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("megavideo.preflight.run._VERDICT_SECONDS", 20.0 if others else 0.2)
+    writer = threading.Timer(2.0, write_file, (bad, b"n1\n"))
+    if others:
+        writer.start()
+    report = preflight(PreflightRun(output=str(tmp_path), bad_nodes=str(bad), meet_seconds=1.0))
+    writer.cancel()
+    assert report.bad == ("127",)  # the first part of the address
+    assert bad.read_text() == ("n1\n" if others else "127\n")
 
 
 def test_a_file_system_that_hangs_on_one_node(four: Ranks, words: list[str], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class PreflightLimits:
     """What a node must come up to (section `limits`).
 
     Free space is in 10^9 bytes; `gpu_free_share` of each GPU's memory must be free. `clock_seconds` is how far a clock
-    may be from that of rank 0's node. `gpus_per_node` null takes any number. A device may take `matmul_factor` times as
+    may be from those of most nodes. `gpus_per_node` null takes any number. A device may take `matmul_factor` times as
     long for a matrix product as the median of all. A pair of nodes must reach `link_share` of `link_gb_per_second`, or
     for null of the best pair of a middling node.
     """
