@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megavideo.checkpoint.folder_place import FolderPlace
-from megavideo.checkpoint.manifest import FileEntry, Manifest
+from megavideo.checkpoint.manifest import FileEntry, Manifest, step_name
 from megavideo.checkpoint.notes import Notes
 from megavideo.checkpoint.place import SaveId
 from megavideo.checkpoint.retention import Retention
@@ -58,12 +58,13 @@ class Copies:
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Copy what is kept here and missing there, as the store was away when it was saved."""
+        """Copy what is missing there and would be kept there, as the store was away when it was saved."""
         place = FolderPlace(self._checkpoints)
         try:
             there = set(self._store.names())
-            for name in [name for name in place.names() if name not in there]:
-                manifest = place.manifest(name)
+            missing = [place.manifest(name) for name in place.names() if name not in there]
+            for manifest in self._retention.wanted(missing):
+                name = step_name(manifest.step)
                 self._copy(name, manifest.files)
                 self._store.put_manifest(manifest, name)
         except (OSError, MegavideoError) as error:

@@ -73,6 +73,12 @@ class Retention:
                     _tell(name, error)
         return None
 
+    def wanted(self, more: Iterable[Manifest]) -> list[Manifest]:
+        """Those of `more` that would stay, were they put beside what is there. Raises what the place does."""
+        found = {Summary.of(manifest): manifest for manifest in more}
+        reasons = reasons_to_keep({*self._read(self._place.names()), *found}, self._config)
+        return [manifest for summary, manifest in found.items() if reasons[summary.name]]
+
     def _read(self, names: Iterable[str]) -> list[Summary]:
         found = []
         for name in names:

@@ -7,16 +7,13 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from megavideo.checkpoint.folder_place import FolderPlace
-from megavideo.checkpoint.manifest import Manifest
-from megavideo.checkpoint.place import Place, Storage
-from megavideo.checkpoint.store_place import StorePlace
+from megavideo.checkpoint.agreement import from_rank_0
+from megavideo.checkpoint.candidates import newest_manifest
+from megavideo.checkpoint.place import Storage
 from megavideo.config.dump import from_yaml
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.selection import num_held_out
-from megavideo.errors import CheckpointError, ConfigError
+from megavideo.errors import ConfigError
 from megavideo.train.position import Position, read_position
 
 # a change of these would make the run another one
@@ -70,29 +67,15 @@ def check_same_run(config: TrainRun, config_file: Path) -> None:
 def newest_position(checkpoints: Path, store: Storage | None) -> tuple[int, Position | None]:
     """Steps done and position as the newest checkpoint tells them, before its files are read; a collective call.
 
-    (0, None) where there is none.
+    (0, None) where there is none. Raises CheckpointError, or StoreUnreachable, on every rank where rank 0 cannot tell.
     """
-    found: list[tuple[int, dict[str, Any]] | None] = [None]
-    if dist.get_rank() == 0:
-        manifest = _newest_manifest(checkpoints, store)
-        found = [None if manifest is None else (manifest.step, manifest.progress)]
-    dist.broadcast_object_list(found)
-    if found[0] is None:
-        return 0, None
-    step, progress = found[0]
-    return step, read_position(progress, checkpoints)
 
+    def find() -> tuple[int, dict[str, Any]] | None:
+        manifest = newest_manifest(checkpoints, store)
+        return None if manifest is None else (manifest.step, manifest.progress)
 
-def _newest_manifest(checkpoints: Path, store: Storage | None) -> Manifest | None:
-    """The newest that can be read, in the folder or else in the store."""
-    places: list[Place] = [FolderPlace(checkpoints), *([] if store is None else [StorePlace(store)])]
-    found = [(name, place) for place in places for name in place.names()]
-    for name, place in sorted(found, key=lambda row: row[0], reverse=True):
-        try:
-            return place.manifest(name)
-        except CheckpointError as error:
-            logging.getLogger(__name__).warning("%s", error)
-    return None
+    found = from_rank_0(find)
+    return (0, None) if found is None else (found[0], read_position(found[1], checkpoints))
 
 
 def _get(config: Any, path: str) -> Any:

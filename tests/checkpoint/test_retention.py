@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,18 @@ def test_the_others_are_removed_here_and_in_the_store(tmp_path: Path, through_fo
         assert [path.name for path in list_checkpoints(tmp_path / "run")] == kept
         assert len(list((tmp_path / "run").iterdir())) == len(kept)
         assert [check(path) for path in list_checkpoints(tmp_path / "run")] == [2, 3, 4, 7]
+
+
+def test_what_a_store_does_not_keep_is_not_copied_again(tmp_path: Path) -> None:
+    """The run folder lost its best one, as on another cluster, and so keeps another that the store can do without."""
+    settings = CheckpointConfig(keep_last=1, keep_best=1)
+    storage = open_storage(str(tmp_path / "store"))
+    losses = {1: 0.1, 2: 0.5, 3: 0.6}
+    for session, steps in (("one", (1, 2)), ("two", (3,))):
+        with Checkpointer(settings, tmp_path / "run", SaveGroup(0, 1, session), storage) as checkpointer:
+            for step in steps:
+                checkpointer.save(header(step, validation_loss=losses[step]), fragments(step))
+            checkpointer.wait(required=True)
+        shutil.rmtree(tmp_path / "run" / "step_00000001", ignore_errors=True)
+    assert [check(path) for path in list_checkpoints(tmp_path / "run")] == [2, 3]
+    assert StorePlace(storage).names() == ["step_00000001", "step_00000003"]
