@@ -141,11 +141,13 @@ def clear(storage: Storage) -> None:
 
 def _check_settings(cfg: EncodeRun, before: dict[str, Any]) -> None:
     for name, old, new in _differences("", before, _settings(cfg)):
+        # a kind comes with its group, and a value as the command line takes it: null, and no space
+        word = f"{name.removesuffix('.kind')}={old if isinstance(old, str) else json.dumps(old, separators=(',', ':'))}"
         raise ConfigError(
             name,
             new,
-            f"{cfg.out} holds a dataset that was begun with {old!r}",
-            f"set {name}={old} to add to it, give another out=, or overwrite=true to replace it",
+            f"{cfg.out} holds a dataset that was begun with {json.dumps(old)}",
+            f"give {word} to add to it, give another out=, or overwrite=true to replace it",
         )
 
 

@@ -281,6 +281,17 @@ def test_an_ingested_folder_in_shares(clips: Path) -> None:
         assert captions is not None and captions[0].text == row.caption and len(captions) == 3
 
 
+def test_all_captions_of_an_ingested_clip_are_kept(clips: Path) -> None:
+    given = {"file": "a.mp4", "captions": [{"text": "square", "weight": 3}, {"text": "a red square", "weight": 1}]}
+    (clips / "captions.jsonl").write_text(json.dumps(given) + "\n")
+    ingest(load(IngestRun, "ingest", [f"src={clips}", f"out={clips.parent / 'list'}"]))
+    with chat_server(echo) as server:
+        cfg = settings(clips.parent / "list", *at(server, "captioner.prompts=[long]", "captioner.weights=[1]"))
+        caption(cfg)
+    shares = {caption["text"]: caption["weight"] for caption in rows(cfg)["a.mp4"]}
+    assert shares == {"square": 0.75, "a red square": 0.25, "8 frames. long": 1.0}
+
+
 def test_shares_cover_each_clip_once(clips: Path) -> None:
     listed = listed_clips(clips)
     with chat_server(echo) as server:

@@ -110,6 +110,11 @@ def test_existing_dataset_is_kept(clips: Path, tmp_path: Path, monkeypatch: pyte
         encode(run(clips, out, max_frames=1))
     with pytest.raises(ConfigError, match=r"autoencoder\.channels=8"):
         encode(run(clips, out, autoencoder=dataclasses.replace(PCA, channels=8)))
+    # remedies as the command line takes them
+    with pytest.raises(ConfigError, match=r"give patch=\[1,2,2\] to add"):
+        encode(run(clips, out, patch=(1, 1, 1)))
+    with pytest.raises(ConfigError, match="give autoencoder=pca to add"):
+        encode(run(clips, out, autoencoder=dataclasses.replace(PCA, kind="wan")))
     # Faults that show before the first write leave the old dataset as it was.
     with pytest.raises(DataError, match="no such file"):
         encode(run(tmp_path / "gone", out, overwrite=True))

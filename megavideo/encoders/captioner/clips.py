@@ -121,7 +121,7 @@ def _table(cfg: CaptionRun, default: Path | None, root: Path) -> CaptionTable:
 
 
 def _ingested(row: ClipRow, path: Path, table: CaptionTable) -> SourceClip:
-    captions = table.of(row.clip_id, path) or (WeightedCaption(row.caption),)
+    captions = table.of(row.clip_id, path) or row.captions or (WeightedCaption(row.caption),)
     return SourceClip(
         file=row.file,
         clip_id=row.clip_id,
