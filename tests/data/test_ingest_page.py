@@ -72,3 +72,15 @@ def test_page_of_a_run_without_any_clip_kept(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of 1 clips can be used \(a.mp4: 0.625 s are less than min_seconds=9\)"):
         ingest(cfg)
     assert "short" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_run_without_any_clip_kept_leaves_no_list_of_an_earlier_one(tmp_path: Path) -> None:
+    src, out = str(tmp_path / "src"), tmp_path / "out"
+    (tmp_path / "src").mkdir()
+    write_clip(tmp_path / "src" / "a.mp4", texture(0, 5, 32, 32))
+    write_captions(tmp_path / "src", {"a.mp4": "x"})
+    ingest(IngestRun(src=src, out=str(out)))
+    assert (out / "clips.jsonl").exists()
+    with pytest.raises(DataError, match="none of 1 clips"):
+        ingest(IngestRun(src=src, out=str(out), filters=FiltersConfig(min_seconds=9.0)))
+    assert not (out / "clips.jsonl").exists() and json.loads((out / "report.json").read_text())["num_clips"] == 0

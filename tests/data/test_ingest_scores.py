@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from megavideo.config.load import load
 from megavideo.config.schema.clip_filters import FiltersConfig
 from megavideo.config.schema.prepare import IngestRun
 from megavideo.data.ingest import ingest, read_clip_list
+from megavideo.data.ingest.examine import Recipe
 from megavideo.data.ingest.filters.aesthetic import Aesthetic, colourfulness
 from megavideo.data.ingest.filters.change import Change
 from megavideo.data.ingest.filters.choose import bounds, build_scores
@@ -122,6 +125,7 @@ def test_each_bound_names_its_reason(tmp_path: Path) -> None:
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_scores_of_a_test.py").write_text(OWN)
+    (tmp_path / "own_scores_with_an_error.py").write_text("def score(frames, clip) return 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return "own_scores_of_a_test"
 
@@ -157,12 +161,29 @@ def test_own_scores(own_module: str, tmp_path: Path, workers: int | None) -> Non
         ("no_such_module_anywhere.score", "cannot be imported"),
         ("own_scores_of_a_test.nothing", "cannot be imported"),
         ("own_scores_of_a_test.number", "no function"),
+        ("own_scores_with_an_error.score", r"cannot be imported \(SyntaxError: "),
     ],
 )
 def test_own_scores_that_are_not_there(own_module: str, own: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as fault:
         build_scores((own,))
     assert fault.value.field == "filters.own"
+
+
+def test_a_changed_own_score_measures_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module, src = tmp_path / "own_score_that_changes.py", tmp_path / "src"
+    src.mkdir()
+    write_clip(src / "a.mp4", moving_square(9, 48, 64))
+    write_captions(src, {"a.mp4": "x"})
+    for value in (1.0, 20.0, 20.0):
+        module.write_text(f"def score(frames, clip):\n    return {value}\n")
+        sys.modules.pop(module.stem, None)
+        importlib.invalidate_caches()
+        filters = FiltersConfig(own=(f"{module.stem}.score",))
+        ingest(IngestRun(src=str(src), out=str(tmp_path / "out"), filters=filters))
+        assert read_clip_list(tmp_path / "out").rows[0].scores["score"] == value
+    assert Recipe(None, 60.0, True, ()).key == "9dec75825ace2eaa"  # parts of earlier versions are kept
 
 
 def test_settings_have_the_schema_s_defaults() -> None:

@@ -16,7 +16,8 @@ from megavideo.config.schema.clip_filters import FiltersConfig
 from megavideo.config.schema.prepare import IngestRun
 from megavideo.config.texts import Share
 from megavideo.data.ingest import IngestReport, ingest
-from megavideo.data.ingest.part import part_path, read_part
+from megavideo.data.ingest.examine import Recipe, examine
+from megavideo.data.ingest.part import Part, part_path, read_part
 from megavideo.data.ingest.share import find_share, is_in_share
 from megavideo.errors import ConfigError
 from tests.data.clip_files import write_captions, write_clip
@@ -195,6 +196,23 @@ def test_a_killed_run_goes_on(clips: Path, own: Path, tmp_path: Path) -> None:
     assert run(clips, out, filters=FILTERS).num_clips == NUM_CLIPS
     assert times(out).items() >= done.items()
     assert listed(out) == listed(tmp_path / "plain")
+
+
+def test_an_input_at_which_a_decoder_fails_in_an_unknown_way_is_recorded(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stumble(path: Path, file: str, recipe: Recipe) -> Part:
+        if file == "05.mp4":
+            raise IndexError("no such stream")
+        return examine(path, file, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("megavideo.data.ingest.work.examine", stumble)
+        report = run(clips, tmp_path / "out")
+    (found,) = (clip for clip in report.dropped if clip.file == "05.mp4")
+    assert (found.kind, found.reason) == ("crashed", "reading it failed (IndexError: no such stream)")
+    assert report.num_clips == NUM_CLIPS - 1 and "Traceback" in caplog.text
+    assert run(clips, tmp_path / "out").num_clips == NUM_CLIPS
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ class FiltersConfig:
     `min_sharpness` the contrast of fine detail, in levels of 255; `min_aesthetic` a statistic of colour, contrast and
     detail, 0..1. Images pass all that concerns time. `duplicate_bits` drops a clip whose perceptual hash of 256 bits
     differs from a kept one's in so many bits or fewer. `own` names scores of one's own with their threshold, as
-    `mypackage.module.function>=0.5`, or without one to record the score only.
+    `mypackage.module.function>=0.5`, or without one to record the score only; when the file of its module changes,
+    clips are measured anew.
     """
 
     min_seconds: float = setting(0.1, minimum=0.0)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from megavideo.config.schema.prepare import IngestRun
-from megavideo.data.ingest.filters.choose import OwnScoreError, build_scores, own_scores
+from megavideo.data.ingest.filters.choose import OwnScoreError, build_scores, own_digests, own_scores
 from megavideo.data.ingest.filters.score import LONGEST_SIDE, ClipView, Score
 from megavideo.data.ingest.fingerprint import fingerprint
 from megavideo.data.ingest.letterbox import is_black_outside
@@ -34,25 +34,29 @@ _PICTURE_QUALITY = 70
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings that what is measured depends on."""
+    """All settings that what is measured depends on, and hashes of the files in which own scores stand."""
 
     cuts: CutRule | None
     max_seconds: float | None
     letterbox: bool
     own_paths: tuple[str, ...]
+    own_digests: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """A name of the recipe, equal for equal ones."""
-        text = json.dumps([_VERSION, asdict(self)], sort_keys=True)
+        settings = asdict(self)
+        digests = settings.pop("own_digests")  # beside the others: parts without own scores keep their key
+        text = json.dumps([_VERSION, settings, *digests], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def recipe_of(cfg: IngestRun) -> Recipe:
-    """The part of the settings that needs decoding anew when it changes."""
+    """The part of the settings that needs decoding anew when it changes. Raises ConfigError as `build_scores` does."""
     cuts = CutRule(cfg.cuts.ratio, cfg.cuts.change) if cfg.cuts.enabled else None
     own_paths = tuple(own.path for own in own_scores(cfg.filters))
-    return Recipe(cuts, cfg.filters.max_seconds, cfg.filters.letterbox, own_paths)
+    build_scores(own_paths)
+    return Recipe(cuts, cfg.filters.max_seconds, cfg.filters.letterbox, own_paths, own_digests(own_paths))
 
 
 def examine(path: Path, file: str, recipe: Recipe) -> Part:

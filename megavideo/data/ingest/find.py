@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from megavideo.data.media import is_media
 from megavideo.errors import DataError
 
 _CAPTIONS_NAME = "captions.jsonl"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,55 @@ class Captions:
 def find_media(src: Path, out: Path) -> list[Path]:
     """Files of video and images at or under `src`, sorted, without hidden ones and without what lies in `out`.
 
-    Raises DataError where there is none.
+    Folders that are links are not entered, and told. Raises DataError where there is no file, a folder cannot be
+    listed, or a name is not UTF-8, as no list or report could hold it.
     """
     if src.is_file():
         if not is_media(src):
             raise DataError(f"{src}: not a video or image by its suffix. Remedy: give a clip, or a folder of clips")
-        return [src]
-    found: list[Path] = []
-    for folder, subfolders, names in os.walk(src):
-        kept = (name for name in subfolders if not name.startswith(".") and (Path(folder) / name) != out)
-        subfolders[:] = sorted(kept)
-        found += [Path(folder) / name for name in names if not name.startswith(".") and is_media(Path(name))]
+        found = [src]
+    else:
+        found = sorted(_below(src, out))
     if not found:
         raise DataError(f"{src}: holds no video or image file. Remedy: point src= at a folder of clips")
-    return sorted(found)
+    misnamed = [path for path in found if not _is_utf8(path)]
+    if misnamed:
+        raise DataError(
+            f"{len(misnamed)} names of files are not UTF-8, as {os.fsencode(misnamed[0])!r}. Remedy: rename them "
+            "(convmv renames many at once)"
+        )
+    return found
+
+
+def _below(src: Path, out: Path) -> list[Path]:
+    found: list[Path] = []
+    links: list[Path] = []
+    for folder, subfolders, names in os.walk(src, onerror=_refuse):
+        kept = [Path(folder) / name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [path.name for path in kept if path != out]
+        links += [path for path in kept if path.is_symlink()]
+        found += [Path(folder) / name for name in names if not name.startswith(".") and is_media(Path(name))]
+    if links:
+        _log.warning(
+            "ingest: %d folders are links and are not entered, as %s. To take what they hold, give their target as "
+            "src=, or mount it there", len(links), min(links),
+        )  # fmt: skip
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be listed ({error.strerror}). Remedy: give this user the right to, or move it out "
+        "of src="
+    ) from error
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_captions(files: list[Path], root: Path, own_file: str | None) -> Captions:

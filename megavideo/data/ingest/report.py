@@ -32,10 +32,11 @@ class DroppedClip:
 class IngestReport:
     """The outcome of an ingest.
 
-    Each of `num_inputs` is one of `inputs_kept`, which gave a clip at least, `inputs_dropped`, or `inputs_waiting`,
-    which other processes have yet to read: while there are any, nothing but parts is written. `num_clips` are kept,
-    `num_images` of them images; `num_dropped` clips and whole inputs are not, by kind of reason in `dropped_by_kind`.
-    All are in `dropped.jsonl`, and the first hundred in `dropped`.
+    Each of `num_inputs` is one of `inputs_kept`, which gave a clip at least, and `inputs_dropped`, once all are read.
+    `inputs_waiting` are those that other processes have yet to read: while there are any, nothing but parts is written,
+    and all further counts are 0, as only the whole decides what is kept. `num_clips` are kept, `num_images` of them
+    images; `num_dropped` clips and whole inputs are not, by kind of reason in `dropped_by_kind`. All are in
+    `dropped.jsonl`, and the first hundred in `dropped`.
     """
 
     src: str

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from megavideo.config.schema.prepare import IngestRun
 from megavideo.data.ingest.examine import Recipe, recipe_of
-from megavideo.data.ingest.filters.choose import build_scores
 from megavideo.data.ingest.find import Captions, find_captions, find_media
 from megavideo.data.ingest.merge import Merged, merge
 from megavideo.data.ingest.page import PAGE_NAME, page_text
@@ -43,12 +42,12 @@ def ingest(cfg: IngestRun) -> IngestReport:
 
     Inputs that were read before and have not changed are not read again. A single bad input is reported and dropped.
     Raises DataError where nothing can come of the whole: no such source, no media in it, no captions, a broken caption
-    file, no usable clip. Raises ConfigError for `out` or `src` in a store and for own scores that are not there.
+    file, no usable clip, a name that is not UTF-8. Raises ConfigError for `out` or `src` in a store and for own scores
+    that are not there.
     """
     places = _find(cfg)
     captions = find_captions(list(places.files.values()), places.root, cfg.captions)
     recipe = recipe_of(cfg)
-    build_scores(recipe.own_paths)
     _make_folder(places.out)
     share = find_share(cfg.shard, os.environ)
     mine = [file for file in places.files if is_in_share(file, share)]
@@ -104,6 +103,7 @@ def _finish(cfg: IngestRun, places: _Places, captions: Captions, merged: Merged)
     _write(places.out, _REPORT_NAME, json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
     _write(places.out, PAGE_NAME, page_text(report, merged, places.out, cfg.filters))
     if not merged.rows:
+        (places.out / CLIPS_NAME).unlink(missing_ok=True)  # of an earlier run: what is encoded is what is reported
         reasons = "; ".join(f"{clip.file}: {clip.reason}" for clip in merged.dropped[:3])
         raise DataError(
             f"{cfg.src}: none of {len(places.files)} clips can be used ({reasons}). Remedy: see "

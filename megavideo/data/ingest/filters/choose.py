@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -16,6 +19,8 @@ from megavideo.data.ingest.filters.motion import Motion
 from megavideo.data.ingest.filters.score import ClipView, Score
 from megavideo.data.ingest.filters.sharpness import Sharpness
 from megavideo.errors import ConfigError, DataError
+
+_REMEDY = "correct the path or its module, and put its folder on PYTHONPATH"
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,27 @@ def bounds(filters: FiltersConfig) -> tuple[Bound, ...]:
     return tuple(bound for bound in named if bound.minimum is not None or bound.maximum is not None)
 
 
+def own_digests(own_paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Hashes of the files in which a user's functions stand. Raises ConfigError for one that cannot be imported."""
+    files = [getattr(_module(path), "__file__", None) for path in own_paths]
+    return tuple(hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "" for file in files)
+
+
 def _load(path: str) -> Score:
-    place, _, name = path.rpartition(".")
-    remedy = "correct the path, and put its folder on PYTHONPATH"
-    try:
-        function = getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("filters.own", path, f"cannot be imported ({error})", remedy) from error
+    name = path.rpartition(".")[2]
+    function = getattr(_module(path), name, None)
+    if function is None:
+        raise ConfigError("filters.own", path, f"cannot be imported (its module has no {name})", _REMEDY)
     if not callable(function):
-        raise ConfigError("filters.own", path, "is no function", remedy)
+        raise ConfigError("filters.own", path, "is no function", _REMEDY)
     return _Own(name, path, function)
+
+
+def _module(path: str) -> ModuleType:
+    """The module of a function by its dotted path."""
+    try:
+        return importlib.import_module(path.rpartition(".")[0])
+    except Exception as error:  # the module is the user's, and may raise anything
+        raise ConfigError(
+            "filters.own", path, f"cannot be imported ({type(error).__name__}: {error})", _REMEDY
+        ) from error
