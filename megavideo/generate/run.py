@@ -23,15 +23,19 @@ from megavideo.generate.loaded_run import LoadedRun, load_run
 from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
 from megavideo.generate.sizes import covering_latent
-from megavideo.generate.videos import to_pixels, write_sheet
+from megavideo.generate.videos import SHEET_ROWS, sheet_frames, to_pixels, write_sheet
 from megavideo.parallel.distributed import check_precision
 
 _SLUG_LENGTH = 48
+_VIDEO_SUFFIX = ".mp4"
 
 
 @dataclass(frozen=True)
 class SampleReport:
-    """Files written, in the order of the prompts, which stand beside them as given and as used; the contact sheet."""
+    """Files written, in the order of the prompts, which stand beside them as given and as used.
+
+    The contact sheet shows the first 64.
+    """
 
     files: tuple[str, ...]
     prompts: tuple[SampledPrompt, ...]
@@ -42,7 +46,7 @@ class SampleReport:
 
 
 def sample(cfg: SampleRun, prompts: Sequence[str], negative: str) -> SampleReport:
-    """Sample every prompt at the asked size and write the results.
+    """Sample every prompt at the asked size; each batch is written before the next begins.
 
     Raises ConfigError or CheckpointError where the run, the sampler or the place for the results cannot be used.
     """
@@ -55,14 +59,17 @@ def sample(cfg: SampleRun, prompts: Sequence[str], negative: str) -> SampleRepor
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     run = load_run(Path(cfg.ckpt), weights=cfg.weights, dtype=dtype, device=device)
     fps = cfg.fps or run.fps
-    videos: list[np.ndarray] = []
+    shown: list[tuple[str, np.ndarray]] = []
+    done = 0
     for first in range(0, len(prompts), cfg.prompts_per_batch):
         some = [prompt.used for prompt in expanded[first : first + cfg.prompts_per_batch]]
-        videos += sample_videos(run, cfg, some, negative, first=first)
-        logging.getLogger(__name__).info("sampled %d of %d", len(videos), len(prompts))
-    for path, video in zip(files, videos, strict=True):
-        write_video(path, video, fps)
-    write_sheet(sheet, list(zip(prompts, videos, strict=True)))
+        for video in sample_videos(run, cfg, some, negative, first=first):
+            write_video(files[done], video, fps)
+            if done < SHEET_ROWS:
+                shown.append((prompts[done], sheet_frames(video)))
+            done += 1
+        logging.getLogger(__name__).info("sampled %d of %d", done, len(prompts))
+    write_sheet(sheet, shown)
     written = tuple(str(path) for path in files)
     return SampleReport(written, expanded, str(sheet), run.manifest.step, cfg.weights, time.monotonic() - begin)
 
@@ -93,12 +100,17 @@ def output_files(cfg: SampleRun, prompts: Sequence[str]) -> tuple[list[Path], Pa
         if place.exists() and not place.is_dir():
             raise ConfigError("out", cfg.out, f"{place} is a file, and a folder is needed", "name another place")
     if len(prompts) == 1:
-        if out.suffix != ".mp4" or out.is_dir():
+        if out.suffix != _VIDEO_SUFFIX or out.is_dir():
             rule = "one prompt is written to one .mp4 file"
             name = out / "NAME.mp4" if out.is_dir() else f"{out}.mp4"
             raise ConfigError("out", cfg.out, rule, f"give a name that ends in .mp4, as out={name}")
         return [out], out.with_suffix(".png")
-    if out.suffix or out.is_file():
+    if out.suffix == _VIDEO_SUFFIX or out.is_file():
         raise ConfigError("out", cfg.out, f"{len(prompts)} prompts are written to a folder", "give a folder's name")
-    names = [f"{i:03d}_{re.sub('[^a-z0-9]+', '-', p.lower()).strip('-')[:_SLUG_LENGTH]}" for i, p in enumerate(prompts)]
-    return [out / f"{name}.mp4" for name in names], out / "contact_sheet.png"
+    names = [f"{number:03d}_{_slug(prompt)}".rstrip("_") for number, prompt in enumerate(prompts)]
+    return [out / f"{name}{_VIDEO_SUFFIX}" for name in names], out / "contact_sheet.png"
+
+
+def _slug(prompt: str) -> str:
+    """Letters and digits of a prompt for a file's name; none of a script that is not Latin."""
+    return re.sub("[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-")

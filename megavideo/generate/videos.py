@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megavideo.observe.pictures import contact_sheet
+from megavideo.data.files import replacing, writing
+from megavideo.observe.pictures import contact_sheet, evenly_spaced
 
+SHEET_ROWS = 64
 _SHEET_FRAMES = 8
 _VISIBLE_SIDE = 160  # pixels to which small videos are enlarged on a sheet
 
@@ -24,9 +26,18 @@ def to_pixels(video: torch.Tensor, size: tuple[int, int, int]) -> np.ndarray:
     return result
 
 
+def sheet_frames(video: np.ndarray) -> np.ndarray:
+    """The few frames of a video [T, H, W, 3] that a sheet shows, without the memory of the others."""
+    return video[evenly_spaced(len(video), _SHEET_FRAMES)]
+
+
 def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Write a contact sheet of (caption, video uint8 [T, H, W, 3]), PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a contact sheet of the first 64 (caption, video uint8 [T, H, W, 3]), PNG; DataError where the disk refuses.
+
+    Of the videos no more than `sheet_frames` are needed.
+    """
+    rows = rows[:SHEET_ROWS]
     scale = max(1, _VISIBLE_SIDE // max(max(video.shape[1:3]) for _, video in rows))
     frames = min(_SHEET_FRAMES, max(len(video) for _, video in rows))
-    contact_sheet(rows, frames_per_row=frames, scale=scale).save(path)
+    with writing(path), replacing(path) as temporary:
+        contact_sheet(rows, frames_per_row=frames, scale=scale).save(temporary, "PNG")

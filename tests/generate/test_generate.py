@@ -15,7 +15,7 @@ from PIL import Image
 from megavideo.config.schema.sample import SampleRun
 from megavideo.config.schema.train import TrainRun
 from megavideo.diffusion.randomness import SampleKey
-from megavideo.errors import CheckpointError, ConfigError
+from megavideo.errors import CheckpointError, ConfigError, DataError
 from megavideo.generate.loaded_run import LoadedRun, load_run
 from megavideo.generate.run import output_files, sample, sample_videos
 from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_latents
@@ -192,6 +192,18 @@ def test_places_that_do_not_fit(tmp_path: Path) -> None:
         output_files(settings(out="folder"), ["one"])
     with pytest.raises(ConfigError, match="give a folder's name"):
         output_files(settings(out="a.mp4"), ["one", "two"])
+    files, sheet = output_files(settings(out="samples/v0.1"), ["one. two ", "一个红球"])
+    assert [str(path) for path in (*files, sheet)] == [
+        "samples/v0.1/000_one-two.mp4", "samples/v0.1/001.mp4", "samples/v0.1/contact_sheet.png"
+    ]  # fmt: skip
+
+
+def test_what_is_sampled_is_written_before_more_is(flow: TrainRun, tmp_path: Path) -> None:
+    cfg = settings(ckpt=f"{flow.output}/flow", out=str(tmp_path / "out"), prompts_per_batch=1, steps=2)
+    (tmp_path / "out" / "001_a-blue-shape-moving.mp4").mkdir(parents=True)  # no file can take its place
+    with pytest.raises(DataError, match="001_a-blue"):
+        sample(cfg, PROMPTS, "")
+    assert (tmp_path / "out" / "000_a-red-shape.mp4").is_file()
 
 
 def test_sizes() -> None:

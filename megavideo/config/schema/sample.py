@@ -33,7 +33,7 @@ class SampleRun:
     frames: int = setting(17, minimum=1)
     height: int = setting(256, minimum=1)
     width: int = setting(256, minimum=1)
-    fps: float | None = setting(None, above=0.0)
+    fps: float | None = setting(None, minimum=0.01, maximum=1000.0)
     precision: Literal["fp32", "bf16"] | None = None
     prompts_per_batch: int = setting(8, minimum=1)
     expand: ExpandConfig = _AS_GIVEN
