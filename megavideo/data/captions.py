@@ -43,7 +43,8 @@ class CaptionTable:
     """Captions by absolute path, with what was left aside on reading.
 
     `captions` holds the heaviest of each file, `alternatives` all of them, and `of_clips` those of rows with a
-    `clip_id`; these count for the file too where it has no others.
+    `clip_id`; these count for the file too where it has no others. `unless_found` holds what is to be said of each
+    such row whose clip is not there.
     """
 
     captions: dict[Path, str]
@@ -51,6 +52,7 @@ class CaptionTable:
     notes: tuple[CaptionNote, ...]
     alternatives: dict[Path, tuple[WeightedCaption, ...]] = field(default_factory=dict)
     of_clips: dict[str, tuple[WeightedCaption, ...]] = field(default_factory=dict)
+    unless_found: dict[str, CaptionNote] = field(default_factory=dict)
 
     def of(self, clip_id: str | None, path: Path) -> tuple[WeightedCaption, ...] | None:
         """The captions of a clip, else those of its file; None where there are none."""
@@ -106,13 +108,11 @@ def read_caption_table(path: Path, root: Path) -> CaptionTable:
         notes=tuple(notes),
         alternatives={clip: row.captions for clip, row in of_files.items()},
         of_clips={clip_id: row.captions for clip_id, row in of_clips.items()},
+        unless_found={
+            clip_id: CaptionNote(row.file, row.line, f"no clip has the clip_id {clip_id}")
+            for clip_id, row in of_clips.items()
+        },
     )
-
-
-def read_sidecar(clip: Path) -> str | None:
-    """The heaviest caption that `read_sidecar_captions` finds, which may be empty; None where there is no sidecar."""
-    captions = read_sidecar_captions(clip)
-    return None if captions is None else heaviest(captions).text
 
 
 def read_sidecar_captions(clip: Path) -> tuple[WeightedCaption, ...] | None:

@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -35,7 +35,7 @@ class Work(Generic[Job]):
 
 def done_by_processes(
     jobs: Sequence[Job], work: Work[Job], num_workers: int, on_deadly: Callable[[Job], None]
-) -> Iterator[Job]:
+) -> Generator[Job, None, None]:
     """The jobs as they are done, in any order. `on_deadly` is told of one that ends its process each time.
 
     A job may be done twice, where its process died before it could tell that it had ended. Closing the generator, or an
@@ -70,7 +70,9 @@ def _done_alone(job: Job, work: Work[Job]) -> bool:
     return False
 
 
-def _pooled(jobs: dict[int, Job], work: Work[Job], num_workers: int, under_way: list[int]) -> Iterator[int]:
+def _pooled(
+    jobs: dict[int, Job], work: Work[Job], num_workers: int, under_way: list[int]
+) -> Generator[int, None, None]:
     """Numbers of jobs as they are done. `under_way` always holds those that were given out and are not done yet."""
     waiting: dict[Future[None], int] = {}
     todo = iter(list(jobs.items()))

@@ -14,7 +14,6 @@ from megavideo.data.captions import (
     caption_row,
     heaviest,
     read_caption_table,
-    read_sidecar,
     read_sidecar_captions,
 )
 from megavideo.errors import DataError
@@ -97,9 +96,8 @@ def test_rows_that_are_none(tmp_path: Path, row: dict[str, Any], part: str) -> N
 
 def test_sidecars(tmp_path: Path) -> None:
     clip = tmp_path / "a.mp4"
-    assert read_sidecar(clip) is None and read_sidecar_captions(clip) is None
+    assert read_sidecar_captions(clip) is None
     (tmp_path / "a.json").write_text(json.dumps({"captions": TWO}))
-    assert read_sidecar(clip) == "long"
     assert read_sidecar_captions(clip) == (WeightedCaption("short"), WeightedCaption("long", 3.5, "vlm"))
     (tmp_path / "a.json").write_text('{"captions": [1]}')
     with pytest.raises(DataError, match=r"a\.json has an entry"):

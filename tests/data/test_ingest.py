@@ -173,6 +173,8 @@ def test_captions_of_single_clips(tmp_path: Path) -> None:
     assert (row.clip_id, row.caption) == (second.clip_id, "green")
     assert [caption.text for caption in row.captions] == ["green", "a green square"]
     assert [(clip.clip_id, clip.kind) for clip in report.dropped] == [(first.clip_id, "caption")]
+    assert (2, "no clip has the clip_id other") in {(note.line, note.reason) for note in report.caption_notes}
+    assert len(report.caption_notes) == 2  # and that the file has captions of single clips only
     assert part.stat().st_mtime_ns == written
 
 

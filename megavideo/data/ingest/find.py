@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +26,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of each file and of single clips, why each other file has none, and oddities of the caption file."""
+    """The captions of each file and of single clips, why each other file has none, and oddities of the caption file.
+
+    `unless_found` is what is to be said of captions of a single clip that is not there.
+    """
 
     of_files: dict[Path, tuple[WeightedCaption, ...]]
     of_clips: dict[str, tuple[WeightedCaption, ...]]
     faults: dict[Path, str]
     notes: tuple[CaptionNote, ...]
+    unless_found: dict[str, CaptionNote]
 
     def of(self, clip_id: str, path: Path) -> tuple[WeightedCaption, ...]:
         """The captions of a clip, else those of its file; empty where there are none."""
         return self.of_clips.get(clip_id) or self.of_files.get(path, ())
+
+    def notes_for(self, clip_ids: Set[str | None]) -> tuple[CaptionNote, ...]:
+        """All that was not used where these are the clips."""
+        return self.notes + tuple(note for clip_id, note in self.unless_found.items() if clip_id not in clip_ids)
 
 
 def find_media(src: Path, out: Path) -> list[Path]:
@@ -114,7 +123,7 @@ def find_captions(files: list[Path], root: Path, own_file: str | None) -> Captio
             f"{root}: none of {len(files)} clips has a caption. Remedy: put {_CAPTIONS_NAME} there with lines "
             '{"file": "NAME", "caption": "TEXT"}, or NAME.txt beside each clip, or give captions=FILE'
         )
-    return Captions(of_files, table.of_clips, faults, table.notes + table.unknown(set(files)))
+    return Captions(of_files, table.of_clips, faults, table.notes + table.unknown(set(files)), table.unless_found)
 
 
 def _table(root: Path, own_file: str | None) -> CaptionTable:

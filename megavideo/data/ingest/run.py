@@ -118,6 +118,7 @@ def _finish(cfg: IngestRun, places: _Places, captions: Captions, merged: Merged)
 def _report(cfg: IngestRun, places: _Places, captions: Captions, merged: Merged | None, waiting: int) -> IngestReport:
     rows, dropped = (merged.rows, merged.dropped) if merged else ([], [])
     kept = {row.file for row in rows}
+    clip_ids = {row.clip_id for row in rows} | {clip.clip_id for clip in dropped}
     return IngestReport(
         src=str(cfg.src),
         out=str(cfg.out),
@@ -132,7 +133,7 @@ def _report(cfg: IngestRun, places: _Places, captions: Captions, merged: Merged 
         num_dropped=len(dropped),
         dropped_by_kind=merged.counts() if merged else {},
         dropped=tuple(dropped[:_DROPPED_SHOWN]),
-        caption_notes=captions.notes,
+        caption_notes=captions.notes_for(clip_ids) if merged else captions.notes,
         page=str(places.out / PAGE_NAME) if merged else None,
     )
 
