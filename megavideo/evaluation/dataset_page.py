@@ -41,11 +41,11 @@ def draw_histograms(columns: SampleColumns, fill: np.ndarray, cfg: DoctorRun) ->
         ("Captions", "text tokens of a sample", columns.text, (float(cfg.text_tokens_per_pack),)),
     ]
     charts = [
-        Chart(title, axis, values[columns.kept].tolist(), values[~columns.kept].tolist(), limits)
+        Chart(title, axis, values[columns.kept], values[~columns.kept], limits)
         for title, axis, values, limits in rows
     ]
     if len(fill):
-        charts.append(Chart("Fill of packs", "% of tokens_per_pack", (100 * fill).tolist(), []))
+        charts.append(Chart("Fill of packs", "% of tokens_per_pack", 100 * fill, []))
     return draw_charts(charts)
 
 

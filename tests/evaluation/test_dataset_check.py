@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from megavideo.config.schema.doctor import DoctorRun
 from megavideo.data.dataset import open_dataset
 from megavideo.errors import ConfigError, DataError
 from megavideo.evaluation.dataset_check import check_dataset
+from megavideo.evaluation.dataset_page import SampleColumns, draw_histograms
 from megavideo.evaluation.dataset_report import DatasetReport
 from megavideo.testing.dataset import write_dataset
 from megavideo.types import Grid
@@ -190,3 +192,15 @@ def test_dataset_in_a_store(s3_bucket: str) -> None:
     dataset.storage.delete(name)
     for check_hashes in (True, False):
         assert [bad.name for bad in look(uri, check_hashes=check_hashes).shards.bad] == [name]
+
+
+def test_histograms_take_columns_and_no_objects() -> None:
+    """Of 1e8 samples a list of each column would take more memory than the machine has that plans a run."""
+    count = 300_000
+    values = np.random.default_rng(0).integers(1, 5000, count)
+    columns = SampleColumns(np.stack([values] * 3, 1), values, values, np.ones(count), values < 4900)
+    tracemalloc.start()
+    draw_histograms(columns, np.zeros(0), PACKS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 90 * count

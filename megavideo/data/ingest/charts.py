@@ -21,8 +21,8 @@ class Chart:
 
     title: str
     axis: str
-    kept: Sequence[float]
-    dropped: Sequence[float]
+    kept: Sequence[float] | np.ndarray
+    dropped: Sequence[float] | np.ndarray
     thresholds: tuple[float, ...] = ()
 
 
@@ -50,8 +50,9 @@ def draw_charts(charts: Sequence[Chart]) -> bytes:
 
 
 def _draw(axes: Any, chart: Chart) -> None:
-    values = np.array([*chart.kept, *chart.dropped], float)
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    parts = [np.asarray(part) for part in (chart.kept, chart.dropped) if len(part)]
+    low = min((float(part.min()) for part in parts), default=0.0)
+    high = max((float(part.max()) for part in parts), default=1.0)
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, _BINS + 1)
