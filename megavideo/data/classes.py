@@ -12,12 +12,13 @@ import numpy as np
 from megavideo.data.packing import PackLimits
 from megavideo.data.permutation import Integers
 from megavideo.data.table import SampleTable
+from megavideo.errors import DataError
 
 _RATIO = 1.004  # sizes of one class differ by less, unless it has as many samples as this:
 _MANY = 512
 _TEXT_LEVELS = 4  # classes by caption length, where captions may fill a pack before its video does
 _MAX_SCALE = 1000  # visits of the source seen most often, within which those of each source are a whole number
-_TOLERANCE = 1e-3  # relative, of a weight
+_TOLERANCE = 1e-3  # relative, of a weight, where so many visits allow it
 _MOST_NAMED = 100
 
 
@@ -87,7 +88,7 @@ def make_classes(
 ) -> tuple[SizeClasses | None, DroppedSamples]:
     """Classes of the samples that fit a pack, and the samples that do not; `weights` are those of the table's groups.
 
-    Samples of weight 0 are in neither. None where no sample is left.
+    Samples of weight 0 are in neither. None where no sample is left. Raises DataError as `whole_repeats` does.
     """
     repeats = whole_repeats([w if np.any(table.run_group == g) else 0.0 for g, w in enumerate(weights)])
     dropped = DroppedSamples()
@@ -103,11 +104,19 @@ def make_classes(
 
 
 def whole_repeats(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in proportion to the weights, to a thousandth of each; the smallest there are. 0 stays 0."""
+    """Whole numbers in proportion to the weights, to a thousandth of the largest; the smallest there are. 0 stays 0.
+
+    Raises DataError where a weight is less than a thousandth of the largest: it would count for more than it says.
+    """
     most = max(weights, default=0.0)
     if most <= 0.0:
         return [0] * len(weights)
     shares = np.array([w / most for w in weights if w > 0])
+    if shares.min() * _MAX_SCALE < 1 - _TOLERANCE:
+        raise DataError(
+            f"data.sources: weights from {most * shares.min():g} to {most:g} (1 for samples of no named source) are "
+            f"more than {_MAX_SCALE} times apart. Remedy: bring them nearer, or take 0 to leave samples out"
+        )
     for scale in range(1, _MAX_SCALE + 1):
         if (np.abs(np.rint(shares * scale) - shares * scale) <= _TOLERANCE * shares * scale).all():
             break

@@ -12,7 +12,6 @@ from megavideo.data.permutation import Integers
 
 _TRIES = 16  # packs without room for an item's text that are passed over before it is left
 _WIDEST = 1500  # items, of the packs with the widest gaps, among which gaps are moved
-POW = 3
 _EXCHANGES = 12  # for one item
 _FAILURES = 4  # items that found no place before the rest is given up
 _LITTLE = 0.014  # share of all tokens in gaps that is not worth moving them: each exchange makes attention less even

@@ -194,10 +194,12 @@ class StepPlan:
         return taken
 
     def _phases_of(self, cycle: int) -> Integers:
-        if self._phases[0] != cycle:
+        known, phases = self._phases  # at once: the feed's thread may ask for another cycle meanwhile
+        if known != cycle:
             bits = mix(self._key(_PHASES, cycle) + np.arange(len(self._recipe.copies), dtype=np.uint64))
-            self._phases = (cycle, self._recipe.phases(bits))
-        return self._phases[1]
+            phases = self._recipe.phases(bits)
+            self._phases = (cycle, phases)
+        return phases
 
     def _round(self, cycle: int, number: int) -> _Round:
         if (cycle, number) not in self._rounds:

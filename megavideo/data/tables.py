@@ -7,10 +7,12 @@ of a run, which of its samples are left. Both are made in a folder of their own 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import logging
 import os
+import platform
 import secrets
 import shutil
 import tempfile
@@ -23,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from megavideo.data.dataset import LatentDataset
-from megavideo.data.files import TEMPORARY_PREFIX
+from megavideo.data.files import TEMPORARY_PREFIX, writing
 from megavideo.data.locks import locked
 from megavideo.data.selection import LeftOut, Selected, Selection, select
 from megavideo.data.table import SampleTable, check_sources, open_column, open_table
@@ -45,7 +47,7 @@ def open_samples(dataset: LatentDataset, sources: Sequence[str] = (), cache: Pat
     DataError where the manifest is missing or damaged, a source has no sample, or the cache cannot be written.
     """
     if cache is None:
-        with tempfile.TemporaryDirectory(prefix="megavideo-table-") as name:
+        with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="megavideo-table-") as name:
             write_table(dataset.manifest, sources, Path(name) / "table")
             table = open_table(Path(name) / "table")  # the mapped files outlive their names
     else:
@@ -139,12 +141,17 @@ def _opened(folder: Path, open_it: Callable[[Path], Opened]) -> Opened | None:
 
 def _make(folder: Path, make: Callable[[Path, Callable[[], None]], None], moved: Callable[[], None]) -> None:
     begin = time.monotonic()
-    temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    # Of this machine, whose lock is held here, only one that was killed has left any; another machine may be at it.
+    of_this_machine = f"{TEMPORARY_PREFIX}{folder.name}-{platform.node()}-"
+    for left in folder.parent.glob(f"{glob.escape(of_this_machine)}*"):
+        shutil.rmtree(left)
+    temporary = folder.with_name(f"{of_this_machine}{secrets.token_hex(4)}")
     try:
         make(temporary, moved)
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+            moved()
         os.rename(temporary, folder)
     except OSError as error:
         # another machine was first, on a file system whose locks hold within a machine

@@ -280,6 +280,13 @@ def test_weights_hold_within_a_cycle() -> None:
     assert share == pytest.approx(0.2, abs=0.01)
 
 
+@pytest.mark.parametrize("weights", [{"a": 1200.0}, {"a": 0.0008}, {"a": 3000.0, "b": 0.5}])
+def test_weights_that_would_count_for_more_than_they_say(weights: Mapping[str, float]) -> None:
+    with pytest.raises(DataError, match=r"data\.sources: weights from .* are more than 1000 times apart\. Remedy"):
+        StepPlan(samples(90, sources=("a", "b")), settings(1, weights=weights))
+    StepPlan(samples(90, sources=("a", "b")), settings(1, weights={"a": 1000.0}))  # as far as it goes
+
+
 def test_a_source_that_no_sample_has() -> None:
     with pytest.raises(DataError, match=r"data.sources: no sample is of film, image\. .*Remedy"):
         StepPlan(samples(20, (Grid(2, 4, 4),)), settings(weights={"file": 2, "film": 1, "image": 1}))

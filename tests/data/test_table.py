@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
+import signal
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megavideo.data import row_order, table_writer
+from megavideo.data import row_order, table_writer, tables
 from megavideo.data.dataset import DatasetInfo, LatentDataset, checksum, manifest_line, manifest_row, open_dataset
 from megavideo.data.storage import LocalStorage
 from megavideo.data.table import SampleTable, make_table, most_common_fps, open_table
@@ -176,6 +178,30 @@ def test_ranks_that_start_together_make_one(tmp_path: Path) -> None:
         assert rank.exitcode == 0
     assert answers == answers[:1] * 6
     assert answers[0][1] == make_table(some(3000), ["films/*"]).index.tolist()
+
+
+def _die_while_making(dataset: LatentDataset, cache: Path) -> None:
+    def write(manifest: object, sources: object, folder: Path, moved: object) -> None:
+        folder.mkdir()
+        (folder / "latent.npy").write_bytes(bytes(1000))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tables.write_table = write  # type: ignore[assignment]
+    open_samples(dataset, (), cache)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    dataset = dataset_of(some(), tmp_path / "data")
+    killed = multiprocessing.get_context("fork").Process(target=_die_while_making, args=(dataset, tmp_path))
+    killed.start()
+    killed.join()
+    (left,) = tmp_path.glob(f"{FOLDER_NAME}/.writing-*")
+    of_another_machine = left.with_name(left.name.replace(platform.node(), "another-machine"))
+    of_another_machine.mkdir()
+    open_samples(dataset, ("image",), tmp_path)
+    assert killed.exitcode == -signal.SIGKILL and left.exists()  # it may still be made: only its own lock tells
+    open_samples(dataset, (), tmp_path)
+    assert not left.exists() and of_another_machine.exists()
 
 
 def test_a_damaged_manifest_leaves_no_table(tmp_path: Path) -> None:
