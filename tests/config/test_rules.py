@@ -9,15 +9,21 @@ import pytest
 from megavideo.config.load import load
 from megavideo.config.rules import rules_for
 from megavideo.config.rules.model import rotary_split
+from megavideo.config.schema.cluster import SlurmGenRun
+from megavideo.config.schema.parity import ParityRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
 from megavideo.config.schema.train import TrainRun
+from megavideo.config.schema.vae import TrainVaeRun
 from megavideo.errors import ConfigError
 
 BASE: dict[str, tuple[type[Any], list[str]]] = {
     "train": (TrainRun, ["data.uri=latents"]),
     "encode": (EncodeRun, ["src=clips", "out=latents"]),
     "ingest": (IngestRun, ["src=clips", "out=list"]),
+    "parity": (ParityRun, []),
+    "train_vae": (TrainVaeRun, []),
+    "slurm_gen": (SlurmGenRun, []),
     "sample": (SampleRun, ["ckpt=run", "out=a.mp4"]),
 }
 
@@ -79,6 +85,25 @@ REFUSED = [
     ("train", "data.frames=[17,5]", "data.frames", "nothing lies in it"),
     ("train", "name=a/b", "name", "not a path"),
     ("train", "observe.wandb_project=p", "observe.wandb_project", "no effect"),
+    ("train", "output=s3://bucket/runs", "output", "not an address"),
+    ("train", "guard.spike_window=32", "guard.spike_window", "no effect"),
+    ("train", "exit.plateau_share=0.01", "exit.plateau_share", "no effect"),
+    ("train", "data.retry_seconds=5", "data.retry_seconds", "no effect"),
+    ("train_vae", "name=../a", "name", "not a path"),
+    ("train_vae", "output=s3://bucket/runs", "output", "not an address"),
+    ("parity", "recompute.parts=[ffn]", "recompute.parts", "recompute.kind=none"),
+    ("parity", "recompute.kind=full recompute.layers=9", "recompute.layers", "num_layers=4"),
+    ("slurm_gen", "cluster.container.runner=apptainer", "cluster.container.runner", "no effect"),
+    ("ingest", "cuts.enabled=false cuts.ratio=5", "cuts.ratio", "no effect"),
+    ("encode", "overwrite=true retry_dropped=true", "retry_dropped", "no effect"),
+    ("sample", "expand.max_new_tokens=10", "expand.max_new_tokens", "no effect"),
+    ("sample", "expand.endpoint.attempts=2", "expand.endpoint.attempts", "no effect"),
+    (
+        "sample",
+        "expand=language_model expand.path=m expand.endpoint.attempts=2",
+        "expand.endpoint.attempts",
+        "without expand.endpoint.url",
+    ),
     ("ingest", "src=s3://bucket/clips", "src", "not an address"),
     ("ingest", "out=s3://bucket/clips", "out", "not an address"),
     ("encode", "src=s3://bucket/clips", "src", "not an address"),
@@ -101,7 +126,10 @@ REFUSED = [
 ]
 
 ACCEPTED = [
-    ("train", "data.uri=s3://bucket/x data.cache=shards"),
+    ("train", "data.uri=s3://bucket/x data.cache=shards data.retry_seconds=5"),
+    ("train", "guard.spike_factor=3 guard.spike_window=32"),
+    ("parity", "recompute.kind=selective recompute.parts=[ffn] recompute.layers=2"),
+    ("ingest", "cuts.enabled=false"),
     ("train", "data.area=[4096,4096] data.frames=[1,1]"),
     ("train", "diffusion=ddpm_v"),
     ("train", "diffusion=flow_conditions"),

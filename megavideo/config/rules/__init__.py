@@ -29,6 +29,7 @@ from megavideo.config.rules.validation import VALIDATION_RULES
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.config.schema.doctor import DoctorRun
+from megavideo.config.schema.parity import ParityRun
 from megavideo.config.schema.preflight import PreflightRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
@@ -59,6 +60,7 @@ def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:
         CaptionRun: CAPTION_RULES,
         TrainVaeRun: VAE_RULES,
         DoctorRun: DOCTOR_RULES,
+        ParityRun: RECOMPUTE_RULES,
         PreflightRun: PREFLIGHT_RULES,
         SlurmGenRun: CLUSTER_RULES,
         SampleRun: (*SAMPLE_RULES, *EXPAND_RULES),

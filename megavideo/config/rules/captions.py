@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from megavideo.config.rules.effect import refuse_set
 from megavideo.config.schema.captions import CaptionRun, EndpointConfig
 from megavideo.config.schema.sample import SampleRun
 from megavideo.errors import ConfigError
+
+_OF_SERVER = ("model", "key_variable", "timeout_seconds", "attempts", "backoff_seconds")
 
 
 def caption_reads_and_writes_folders(cfg: CaptionRun) -> None:
@@ -53,11 +56,9 @@ def expansion_has_a_model(cfg: SampleRun) -> None:
     """Expansion asks one model; without expansion there is none."""
     expand = cfg.expand
     if expand.kind == "none":
-        given = {"path": expand.path, "prompt": expand.prompt, "endpoint.url": expand.endpoint.url}
-        for name, value in given.items():
-            if value is not None:
-                rule = "has no effect with expand.kind=none"
-                raise ConfigError(f"expand.{name}", value, rule, "add expand=language_model, or drop it")
+        rule, remedy = "has no effect with expand.kind=none", "add expand=language_model, or drop it"
+        refuse_set("expand", expand, ("path", "prompt", "max_new_tokens"), rule, remedy)
+        refuse_set("expand.endpoint", expand.endpoint, ("url", *_OF_SERVER), rule, remedy)
         return
     if expand.prompt is None:
         raise ConfigError(
@@ -74,10 +75,8 @@ def _one_model(section: str, path: str | None, endpoint: EndpointConfig) -> None
             f"{section}.path", path, rule, f"give {section}.path=FOLDER, or {place}.url=URL and {place}.model=NAME"
         )
     if endpoint.url is None:
-        for name in ("model", "key_variable"):
-            if getattr(endpoint, name) is not None:
-                rule = f"has no effect without {place}.url"
-                raise ConfigError(f"{place}.{name}", getattr(endpoint, name), rule, f"drop it, or add {place}.url=URL")
+        remedy = f"drop it, or add {place}.url=URL"
+        refuse_set(place, endpoint, _OF_SERVER, f"has no effect without {place}.url", remedy)
         return
     if endpoint.model is None:
         raise ConfigError(f"{place}.model", None, f"{place}.url needs it", f"add {place}.model=NAME")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from megavideo.config.rules.effect import refuse_set
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.errors import ConfigError
 
@@ -114,9 +115,9 @@ def container_or_venv(cfg: SlurmGenRun) -> None:
     if container.image is not None and cfg.cluster.venv is not None:
         rule = f"has no effect with cluster.container.image={container.image!r}"
         raise ConfigError("cluster.venv", cfg.cluster.venv, rule, "take cluster.venv=null")
-    if container.image is None and container.mounts:
-        rule = "has no effect without cluster.container.image"
-        raise ConfigError("cluster.container.mounts", list(container.mounts), rule, "name an image, or drop it")
+    if container.image is None:
+        rule, remedy = "has no effect without cluster.container.image", "name an image, or drop it"
+        refuse_set("cluster.container", container, ("mounts", "runner"), rule, remedy)
 
 
 def train_words_are_settings(cfg: SlurmGenRun) -> None:

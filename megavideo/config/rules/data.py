@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megavideo.config.rules.effect import refuse_set
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
 
@@ -14,6 +15,13 @@ def cache_belongs_to_store(cfg: TrainRun) -> None:
         if value is not None and "://" not in data.uri:
             rule = f"has no effect when data.uri={data.uri!r} is a folder"
             raise ConfigError(f"data.{name}", value, rule, f"add data.{name}=null, or name an s3:// prefix in data.uri")
+
+
+def retries_belong_to_store(cfg: TrainRun) -> None:
+    """A folder is there or not; only a store is waited for."""
+    if all("://" not in uri for uri in (cfg.data.uri, cfg.validation.uri or "")):
+        rule = f"has no effect when data.uri={cfg.data.uri!r} is a folder"
+        refuse_set("data", cfg.data, ("retry_seconds",), rule, "name an s3:// prefix in data.uri, or drop it")
 
 
 def uri_is_folder_or_s3(cfg: TrainRun) -> None:
@@ -57,6 +65,7 @@ def ranges_run_upward(cfg: TrainRun) -> None:
 DATA_RULES = (
     uri_is_folder_or_s3,
     cache_belongs_to_store,
+    retries_belong_to_store,
     segments_fit_pack,
     sources_have_weights,
     ranges_run_upward,

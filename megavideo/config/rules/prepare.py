@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megavideo.config.rules.effect import refuse_set
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.texts import parse_own_score, parse_share
 from megavideo.errors import ConfigError
@@ -43,6 +44,19 @@ def ingest_ranges_are_not_empty(cfg: IngestRun) -> None:
         if low is not None and high is not None and low > high:
             rule = f"no clip can be at least {low:g} and at most {high:g}"
             raise ConfigError(f"filters.{high_name}", high, rule, f"take filters.{high_name}={low:g} or more")
+
+
+def ingest_cuts_where_it_is_told_how(cfg: IngestRun) -> None:
+    """What makes a scene cut matters only where they are looked for."""
+    if not cfg.cuts.enabled:
+        rule, remedy = "has no effect with cuts.enabled=false", "add cuts.enabled=true, or drop it"
+        refuse_set("cuts", cfg.cuts, ("ratio", "change"), rule, remedy)
+
+
+def encode_begins_anew_or_retries(cfg: EncodeRun) -> None:
+    """What is begun anew has no earlier version with clips to try once more."""
+    if cfg.overwrite and cfg.retry_dropped:
+        raise ConfigError("retry_dropped", True, "has no effect with overwrite=true", "drop one of the two")
 
 
 def encode_reads_folder(cfg: EncodeRun) -> None:
@@ -123,11 +137,13 @@ INGEST_RULES = (
     ingest_shard_is_a_share,
     ingest_own_scores_are_paths,
     ingest_ranges_are_not_empty,
+    ingest_cuts_where_it_is_told_how,
 )
 ENCODE_RULES = (
     encode_reads_folder,
     encode_shard_is_a_share,
     encode_does_not_write_into_src,
+    encode_begins_anew_or_retries,
     encode_patch_is_positive,
     area_holds_a_patch,
     autoencoder_settings_fit,

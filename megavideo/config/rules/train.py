@@ -1,12 +1,28 @@
-"""Cross-field rules of a run: its name, and where numbers go."""
+"""Cross-field rules of a run: its name and folder, what is done about spikes, and where numbers go."""
 
 from __future__ import annotations
 
+from megavideo.config.rules.effect import refuse_set
 from megavideo.config.schema.train import TrainRun
+from megavideo.config.schema.vae import TrainVaeRun
 from megavideo.errors import ConfigError
 
 
-def name_is_a_folder_name(cfg: TrainRun) -> None:
+def output_is_a_folder(cfg: TrainRun | TrainVaeRun) -> None:
+    """Run folders are local, or on a file system that all nodes share."""
+    if "://" in cfg.output:
+        remedy = "take a folder; checkpoints alone go to a store, by checkpoint.uri of `megavideo train`"
+        raise ConfigError("output", cfg.output, "must be a path, not an address", remedy)
+
+
+def window_belongs_to_spikes(cfg: TrainRun) -> None:
+    """Losses are looked back at only to tell a spike."""
+    if cfg.guard.spike_factor is None:
+        rule, remedy = "has no effect with guard.spike_factor=null", "add guard.spike_factor=3, or drop it"
+        refuse_set("guard", cfg.guard, ("spike_window",), rule, remedy)
+
+
+def name_is_a_folder_name(cfg: TrainRun | TrainVaeRun) -> None:
     """The run folder is `output/name`."""
     if "/" in cfg.name or "\\" in cfg.name or cfg.name in (".", ".."):
         remedy = "take a plain name, and put the folder into output"
@@ -24,5 +40,7 @@ def project_belongs_to_wandb(cfg: TrainRun) -> None:
 
 LOOP_RULES = (
     name_is_a_folder_name,
+    output_is_a_folder,
+    window_belongs_to_spikes,
     project_belongs_to_wandb,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megavideo.config.rules.optim import OPTIM_RULES
+from megavideo.config.rules.train import name_is_a_folder_name, output_is_a_folder
 from megavideo.config.schema.vae import TrainVaeRun
 from megavideo.errors import ConfigError
 
@@ -120,6 +121,8 @@ def optimizer_fits(cfg: TrainVaeRun) -> None:
 
 
 VAE_RULES = (
+    name_is_a_folder_name,
+    output_is_a_folder,
     model_is_new_or_loaded,
     scales_fit,
     pictures_fit_the_scales,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from megavideo.config.rules.effect import refuse_set
 from megavideo.config.schema.train import TrainRun
-from megavideo.config.schema.validation import ValidationConfig
 from megavideo.errors import ConfigError
 
 _OF_MEASURING = ("uri", "clips", "levels")
@@ -13,13 +13,13 @@ _OF_SAMPLES = ("prompts", "sample_steps", "guidance", "frames", "height", "width
 def measuring_is_on_where_it_is_set(cfg: TrainRun) -> None:
     """Which clips are measured, and how, matters only where they are."""
     if cfg.validation.every is None:
-        _check_defaults(cfg.validation, _OF_MEASURING, "every")
+        _check_unset(cfg, _OF_MEASURING, "every")
 
 
 def samples_are_on_where_they_are_set(cfg: TrainRun) -> None:
     """What is sampled, and how, matters only where samples are drawn."""
     if cfg.validation.samples_every is None:
-        _check_defaults(cfg.validation, _OF_SAMPLES, "samples_every")
+        _check_unset(cfg, _OF_SAMPLES, "samples_every")
 
 
 def samples_need_prompts(cfg: TrainRun) -> None:
@@ -31,12 +31,9 @@ def samples_need_prompts(cfg: TrainRun) -> None:
         raise ConfigError("validation.prompts", prompts, rule, remedy)
 
 
-def _check_defaults(given: ValidationConfig, names: tuple[str, ...], switch: str) -> None:
-    for name in names:
-        value = getattr(given, name)
-        if value != getattr(ValidationConfig(), name):
-            rule = f"has no effect with validation.{switch}=null"
-            raise ConfigError(f"validation.{name}", value, rule, f"add validation.{switch}=500, or drop it")
+def _check_unset(cfg: TrainRun, names: tuple[str, ...], switch: str) -> None:
+    rule = f"has no effect with validation.{switch}=null"
+    refuse_set("validation", cfg.validation, names, rule, f"add validation.{switch}=500, or drop it")
 
 
 VALIDATION_RULES = (
