@@ -17,7 +17,7 @@ import xxhash
 from megavideo.config.schema.doctor import DoctorRun
 from megavideo.data.classes import DroppedSamples, make_classes
 from megavideo.data.dataset import LatentDataset, open_dataset
-from megavideo.data.files import write_file
+from megavideo.data.files import write_file, writing
 from megavideo.data.packing import PackLimits
 from megavideo.data.plan import Pack, PlanSettings, StepPlan, rank_share
 from megavideo.data.table import SampleTable
@@ -47,9 +47,11 @@ class _Planned:
 def check_dataset(cfg: DoctorRun) -> DatasetReport:
     """Look at the dataset `cfg.data` and the run that `cfg` describes; pictures and report go to `cfg.out`.
 
-    Raises DataError where the dataset cannot be opened at all, and ConfigError where the run could not be set up.
+    Raises DataError where the dataset cannot be opened at all or the disk refuses what is written, and ConfigError
+    where the run could not be set up or `out` is no folder.
     """
     assert cfg.data is not None
+    _check_out(cfg.out)  # shards may be read for hours before anything is written
     dataset = open_dataset(cfg.data, version=cfg.version)
     patch, limits = _limits(cfg, dataset)
     table = open_samples(dataset)
@@ -60,6 +62,12 @@ def check_dataset(cfg: DoctorRun) -> DatasetReport:
     planned = _planned(cfg, table, (patch, limits), sizes) if classes is not None else None
     report = _report(cfg, dataset, columns, (dropped, repeated_ids(table)), shards, planned)
     return _written(report, columns, planned, cfg) if cfg.out else report
+
+
+def _check_out(out: str | None) -> None:
+    for place in (Path(out), *Path(out).parents) if out else ():
+        if place.exists() and not place.is_dir():
+            raise ConfigError("out", out, f"{place} is a file, and a folder is needed", "name another place")
 
 
 def _limits(cfg: DoctorRun, dataset: LatentDataset) -> Limits:
@@ -207,10 +215,10 @@ def _histogram(values: np.ndarray, unit: str) -> Histogram:
 
 def _written(report: DatasetReport, columns: SampleColumns, planned: _Planned | None, cfg: DoctorRun) -> DatasetReport:
     folder = Path(cfg.out or "")
-    folder.mkdir(parents=True, exist_ok=True)
     picture = draw_histograms(columns, planned.fill if planned else np.zeros(0), cfg)
     text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False)
-    write_file(folder / "histograms.png", picture)
-    write_file(folder / "report.json", (text + "\n").encode())
-    write_file(folder / PAGE_NAME, page_text(report, picture).encode())
+    with writing(folder):
+        write_file(folder / "histograms.png", picture)
+        write_file(folder / "report.json", (text + "\n").encode())
+        write_file(folder / PAGE_NAME, page_text(report, picture).encode())
     return report

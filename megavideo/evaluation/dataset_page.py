@@ -41,8 +41,7 @@ def draw_histograms(columns: SampleColumns, fill: np.ndarray, cfg: DoctorRun) ->
         ("Captions", "text tokens of a sample", columns.text, (float(cfg.text_tokens_per_pack),)),
     ]
     charts = [
-        Chart(title, axis, values[columns.kept], values[~columns.kept], limits)
-        for title, axis, values, limits in rows
+        Chart(title, axis, values[columns.kept], values[~columns.kept], limits) for title, axis, values, limits in rows
     ]
     if len(fill):
         charts.append(Chart("Fill of packs", "% of tokens_per_pack", 100 * fill, []))

@@ -204,3 +204,12 @@ def test_histograms_take_columns_and_no_objects() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 90 * count
+
+
+def test_a_place_for_the_report_that_is_none(healthy: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(ConfigError, match=r"out=.*file is a file"):
+            look(healthy, out=str(out))
+    with pytest.raises(DataError, match="/proc/none: cannot be written"):
+        look(healthy, out="/proc/none")

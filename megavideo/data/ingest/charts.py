@@ -13,6 +13,7 @@ _KEPT, _DROPPED, _BOUND = "#1f4e96", "#d98a5b", "#b3302b"
 _GRID, _TEXT = "#e3e6ea", "#20242c"
 _BINS = 40
 _COLUMNS = 3
+_LINEAR = 10  # clips, up to which an axis is linear
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def draw_charts(charts: Sequence[Chart]) -> bytes:
 
 
 def _draw(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     parts = [np.asarray(part) for part in (chart.kept, chart.dropped) if len(part)]
     low = min((float(part.min()) for part in parts), default=0.0)
     high = max((float(part.max()) for part in parts), default=1.0)
@@ -66,13 +69,17 @@ def _draw(axes: Any, chart: Chart) -> None:
             axes.axvline(threshold, color=_BOUND, linewidth=1.2, linestyle="--")
     axes.set_title(chart.title, loc="left", fontsize=11)
     axes.set_xlabel(chart.axis, fontsize=9)
-    # Few clips of one kind beside many of another stay visible.
-    axes.set_yscale("symlog", linthresh=10)
-    axes.set_ylim(bottom=0)
-    axes.minorticks_off()
+    if (kept + dropped).max() > _LINEAR:
+        # Few clips of one kind beside many of another stay visible.
+        axes.set_yscale("symlog", linthresh=_LINEAR)
+        axes.minorticks_off()
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_ylim(0, None if parts else 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_TEXT, labelsize=8)
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    # beside the title, where no bar is
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98), borderaxespad=0.0)
