@@ -243,9 +243,23 @@ def _read_checked(uri: str, storage: Storage, name: str, info: DatasetInfo) -> b
     return data
 
 
+def check_columns(uri: str, shard: Mapping[str, Any]) -> None:
+    """Raise DataError where the index gives a shard other columns than a dataset has: some encodings run code."""
+    for name, encoding in zip(shard["column_names"], shard["column_encodings"], strict=True):
+        if COLUMNS.get(name) != encoding:
+            raise DataError(
+                f"{uri}: the index tells of a column {name!r} of encoding {encoding!r}, which no dataset of megavideo "
+                "has, and reading it may run code. Remedy: encode again with overwrite=true, and use no dataset of "
+                "those whom you do not trust"
+            )
+
+
 def _check_index(uri: str, data: bytes, info: DatasetInfo) -> None:
     try:
-        num_samples = sum(int(shard["samples"]) for shard in json.loads(data)["shards"])
+        shards = json.loads(data)["shards"]
+        num_samples = sum(int(shard["samples"]) for shard in shards)
+        for shard in shards:
+            check_columns(uri, shard)
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(uri, info.index_name, error) from error
     if num_samples != info.num_samples:

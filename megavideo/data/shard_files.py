@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import xxhash
@@ -22,6 +23,15 @@ _ENCODE_AGAIN = "restore it from a copy, or encode again with overwrite=true"
 Signature = tuple[int, int, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """What is kept of a shard's entry in the index: there may be millions, in every process."""
+
+    name: str
+    size_bytes: int
+    digest: str
+
+
 class ShardFiles:
     """Opens the shards of `storage` by number, through `cache` where it is a store, in place where it is a folder.
 
@@ -34,10 +44,7 @@ class ShardFiles:
     ) -> None:
         self._uri = uri
         self._storage = storage
-        self._entries = [shard["raw_data"] for shard in shards]
-        for entry in self._entries:
-            if HASH not in entry.get("hashes", {}):
-                raise DataError(f"{uri}: {entry['basename']} has no {HASH} in the index. Remedy: {_ENCODE_AGAIN}")
+        self._shards = [_shard(uri, shard["raw_data"]) for shard in shards]
         self._cache = cache
         self._prefix = cache_prefix
         if cache is not None:
@@ -45,7 +52,7 @@ class ShardFiles:
         else:
             assert isinstance(storage, LocalStorage)
             folder = storage.folder
-        self._paths = [str(folder / entry["basename"]) for entry in self._entries]
+        self._folder = str(folder)
         self._trusted: dict[int, Signature] = {}
         self._counts = zero_counts()
 
@@ -60,7 +67,7 @@ class ShardFiles:
         if number not in self._trusted:
             return None
         try:
-            fd = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
         if _signature(fd) != self._trusted[number]:
@@ -98,8 +105,11 @@ class ShardFiles:
         """True where this process has had the shard before, whether or not it is still there."""
         return number in self._trusted
 
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/{self._shards[number].name}"
+
     def _open_in_folder(self, number: int) -> int:
-        path = self._paths[number]
+        path = self._path(number)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -113,31 +123,38 @@ class ShardFiles:
         return fd
 
     def _wanted(self, number: int) -> Wanted:
-        entry = self._entries[number]
-        name: str = entry["basename"]
+        shard = self._shards[number]
 
         def write(file: BinaryIO, on_progress: Callable[[], None]) -> None:
-            self._storage.copy_to(name, file, on_progress)
+            self._storage.copy_to(shard.name, file, on_progress)
 
-        return Wanted(f"{self._prefix}/{name}", int(entry["bytes"]), write, lambda fd: self._verify(fd, number))
+        return Wanted(f"{self._prefix}/{shard.name}", shard.size_bytes, write, lambda fd: self._verify(fd, number))
 
     def _verify(self, fd: int, number: int) -> None:
-        entry = self._entries[number]
-        name, size, expected = f"{self._uri}/{entry['basename']}", entry["bytes"], entry["hashes"][HASH]
+        shard = self._shards[number]
+        name = f"{self._uri}/{shard.name}"
         try:
             actual_size = os.fstat(fd).st_size
-            if actual_size != size:
+            if actual_size != shard.size_bytes:
                 raise DamagedError(
-                    f"{name}: shard is damaged: it has {actual_size} bytes, the index says {size}. "
+                    f"{name}: shard is damaged: it has {actual_size} bytes, the index says {shard.size_bytes}. "
                     f"Remedy: {_ENCODE_AGAIN}"
                 )
             actual = _hash(fd)
         except OSError as error:
             raise DataError(f"{name}: shard cannot be read ({error.strerror}). Remedy: {_ENCODE_AGAIN}") from error
-        if actual != expected:
+        if actual != shard.digest:
             raise DamagedError(
-                f"{name}: shard is damaged: its {HASH} is {actual}, the index says {expected}. Remedy: {_ENCODE_AGAIN}"
+                f"{name}: shard is damaged: its {HASH} is {actual}, the index says {shard.digest}. "
+                f"Remedy: {_ENCODE_AGAIN}"
             )
+
+
+def _shard(uri: str, entry: dict[str, Any]) -> _Shard:
+    digest = entry.get("hashes", {}).get(HASH)
+    if digest is None:
+        raise DataError(f"{uri}: {entry['basename']} has no {HASH} in the index. Remedy: {_ENCODE_AGAIN}")
+    return _Shard(entry["basename"], int(entry["bytes"]), digest)
 
 
 def _hash(fd: int) -> str:

@@ -19,7 +19,7 @@ from streaming.base.format.mds.reader import MDSReader
 
 from megavideo.data.cache import ShardCache
 from megavideo.data.caption_texts import split_texts
-from megavideo.data.dataset import LatentDataset
+from megavideo.data.dataset import LatentDataset, check_columns
 from megavideo.data.prefetch import ShardWorkers
 from megavideo.data.shard_files import ShardFiles
 from megavideo.data.storage import LocalStorage
@@ -63,9 +63,9 @@ class ShardReader:
     def __init__(self, dataset: LatentDataset, cache: Path | None, options: StreamOptions | None = None) -> None:
         options = options or StreamOptions()
         self._dataset = dataset
-        index: dict[str, Any] = json.loads(dataset.storage.read_bytes(dataset.info.index_name))
-        self._shards: list[dict[str, Any]] = index["shards"]
-        self._ends = np.cumsum([shard["samples"] for shard in self._shards])
+        shards: list[dict[str, Any]] = json.loads(dataset.storage.read_bytes(dataset.info.index_name))["shards"]
+        self._ends = np.cumsum([shard["samples"] for shard in shards])
+        self._formats = _Formats(dataset.uri, shards)
         shard_cache = None
         # Each that waits for another is a little more patient than it, so that the cause is told, not the waiting.
         patience = dataset.storage.retry.longest_seconds
@@ -74,11 +74,10 @@ class ShardReader:
         elif not isinstance(dataset.storage, LocalStorage):
             raise DataError(f"{dataset.uri}: a store needs a cache folder. Remedy: set data.cache")
         prefix = hashlib.sha256(dataset.uri.encode()).hexdigest()[:16]
-        self._files = ShardFiles(dataset.uri, dataset.storage, self._shards, shard_cache, prefix)
+        self._files = ShardFiles(dataset.uri, dataset.storage, shards, shard_cache, prefix)
         self._num_workers = options.workers
         self._patience_seconds = patience + 4.5 if cache else _FOLDER_SECONDS
         self._workers: ShardWorkers | None = None
-        self._formats: dict[int, tuple[MDSReader, np.ndarray]] = {}
         self._counts = zero_counts()
         self._wait_seconds = 0.0
 
@@ -117,9 +116,9 @@ class ShardReader:
     def read(self, index: int, sample_id: str | None = None) -> LatentSample:
         """The sample with this index in the manifest; DataError where the shard holds another than `sample_id`."""
         number = self._number(index)
-        first = int(self._ends[number]) - self._shards[number]["samples"]
-        data, reader = self._sample_bytes(number, index - first)
-        row = reader.decode_sample(data)
+        first = int(self._ends[number - 1]) if number else 0
+        data = self._sample_bytes(number, index - first)
+        row = self._formats.of(number).decode_sample(data)
         if sample_id is not None and row["sample_id"] != sample_id:
             raise DataError(
                 f"{self._dataset.uri}: sample {index} is {row['sample_id']!r}, and the manifest says {sample_id!r}. "
@@ -153,19 +152,17 @@ class ShardReader:
     def _number(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))
 
-    def _sample_bytes(self, number: int, row: int) -> tuple[bytes, MDSReader]:
+    def _sample_bytes(self, number: int, row: int) -> bytes:
+        """What a shard holds of a sample. Where samples begin stands at its head: uint32 n, then n + 1 offsets."""
         fd = self._open(number)
         try:
-            if number not in self._formats:
-                self._formats[number] = self._format(number, fd)
-            reader, offsets = self._formats[number]
-            begin, end = int(offsets[row]), int(offsets[row + 1])
+            begin, end = np.frombuffer(os.pread(fd, 8, 4 + 4 * row), np.uint32).tolist()
             data = os.pread(fd, end - begin, begin)
         finally:
             os.close(fd)
         if len(data) != end - begin:
             raise DataError(f"{self._dataset.uri}: a shard was cut while it was read. Remedy: leave the files alone")
-        return data, reader
+        return data
 
     def _open(self, number: int) -> int:
         fd = self._files.open_trusted(number)
@@ -181,12 +178,6 @@ class ShardReader:
         finally:
             self._wait_seconds += time.monotonic() - begin
 
-    def _format(self, number: int, fd: int) -> tuple[MDSReader, np.ndarray]:
-        """The library's decoder of a shard, and where its samples [n + 1] begin: uint32 n, then the offsets."""
-        shard = self._shards[number]
-        offsets = np.frombuffer(os.pread(fd, 4 * (shard["samples"] + 1), 4), np.uint32)
-        return MDSReader.from_json("", None, dict(shard)), offsets
-
     def _tell_refetched(self) -> None:
         if not self._counts["refetched"]:
             logging.getLogger(__name__).warning(
@@ -194,6 +185,26 @@ class ShardReader:
                 "data.cache_gb", self._dataset.uri,
             )  # fmt: skip
         self._counts["refetched"] += 1
+
+
+class _Formats:
+    """The library's decoders of shards: one for all that have the same columns, as nearly all of a dataset have."""
+
+    def __init__(self, uri: str, shards: list[dict[str, Any]]) -> None:
+        self._readers: list[MDSReader] = []
+        known: dict[tuple[object, ...], int] = {}
+        self._of_shards = np.zeros(len(shards), np.int32)
+        for number, shard in enumerate(shards):
+            columns = (*shard["column_names"], *shard["column_encodings"], *shard["column_sizes"])
+            if columns not in known:
+                check_columns(uri, shard)
+                known[columns] = len(self._readers)
+                self._readers.append(MDSReader.from_json("", None, dict(shard)))
+            self._of_shards[number] = known[columns]
+
+    def of(self, number: int) -> MDSReader:
+        """The decoder of a shard."""
+        return self._readers[self._of_shards[number]]
 
 
 def _float_tensor(array: np.ndarray) -> torch.Tensor:

@@ -169,6 +169,22 @@ def test_damage_is_named(tmp_path: Path, name: str, content: bytes | None, messa
     assert "Remedy" in str(fault.value)
 
 
+def test_an_index_cannot_have_anything_unpickled(tmp_path: Path) -> None:
+    """The library's reader would run what a column of encoding `pkl` says."""
+    write_version(tmp_path)
+    index = json.loads((tmp_path / "index_v1.json").read_bytes())
+    place = index["shards"][-1]["column_names"].index("caption")
+    index["shards"][-1]["column_encodings"][place] = "pkl"
+    data = json.dumps(index).encode()
+    (tmp_path / "index_v1.json").write_bytes(data)
+    # whoever made the index also made the sum of it in the description
+    described = json.loads((tmp_path / "dataset.json").read_bytes())
+    described["checksums"]["index_v1.json"] = checksum(data)
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match=r"a column 'caption' of encoding 'pkl'.*Remedy"):
+        open_dataset(str(tmp_path))
+
+
 def test_a_version_has_samples(tmp_path: Path) -> None:
     info = write_version(tmp_path)
     with pytest.raises(ValueError, match="without samples"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -67,6 +70,23 @@ def test_shards_of_another_dataset_are_refused(tmp_path: Path) -> None:
     assert ShardReader(dataset, None).read(0, "sample-0").fps == 8.0
     with pytest.raises(DataError, match=r"sample 0 is 'sample-0', and the manifest says 'sample-5'"):
         ShardReader(dataset, None).read(0, "sample-5")
+
+
+def test_little_is_kept_of_each_of_many_shards(tmp_path: Path) -> None:
+    """Every rank and worker has the whole list in memory."""
+    write_dataset(str(tmp_path), 30, shard_bytes=4096)
+    dataset = open_dataset(str(tmp_path))
+    path = tmp_path / dataset.info.index_name
+    index = json.loads(path.read_bytes())
+    count = 3000
+    index["shards"] = [copy.deepcopy(index["shards"][0]) for _ in range(count)]
+    path.write_text(json.dumps(index))
+    tracemalloc.start()
+    source = ShardReader(dataset, None)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept / count < 500
+    assert source.read(count).fps == 8.0
 
 
 class _Remote:
