@@ -49,7 +49,7 @@ def find_duplicates(clips: Sequence[Fingerprinted], most_bits: int) -> dict[int,
     repeated: dict[int, int] = {}
     for index in order:
         keys = [(band, clips[index].is_image, int(value)) for band, value in enumerate(bands[index])]
-        candidates = np.array(sorted({other for key in keys for other in kept.get(key, ())}), np.int64)
+        candidates = np.unique([other for key in keys for other in kept.get(key, ())]).astype(np.int64)
         match = _nearest(index, candidates, clips, hashes, most_bits)
         if match is not None:
             repeated[index] = match
@@ -85,13 +85,10 @@ def _bands(hashes: np.ndarray, most_bits: int) -> np.ndarray:
 def _nearest(
     index: int, candidates: np.ndarray, clips: Sequence[Fingerprinted], hashes: np.ndarray, most_bits: int
 ) -> int | None:
-    if len(candidates) == 0:
-        return None
     distances = np.bitwise_count(hashes[candidates] ^ hashes[index]).sum(axis=1)
-    near = candidates[distances <= most_bits]
-    by_distance = sorted((int(distance), int(other)) for distance, other in zip(distances, candidates, strict=True))
-    for distance, other in by_distance[: len(near)]:
-        assert distance <= most_bits
+    near = np.flatnonzero(distances <= most_bits)
+    for place in near[np.argsort(distances[near], kind="stable")].tolist():
+        other = int(candidates[place])
         if _confirmed(clips[index], clips[other]):
             return other
     return None
