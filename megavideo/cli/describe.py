@@ -20,20 +20,21 @@ def describe_fields(report: Any) -> str:
         label = name.replace("_", " ").ljust(width)
         if isinstance(value, (list, tuple)) and value:
             lines.append(f"{label}  {len(value)}")
-            lines += [f"  {_one_line(row)}" for row in value[:MAX_ROWS]]
+            lines += [f"  {one_line(row)}" for row in value[:MAX_ROWS]]
             lines += [f"  ... and {len(value) - MAX_ROWS} more"] if len(value) > MAX_ROWS else []
         else:
-            lines.append(f"{label}  {_one_line(value)}")
+            lines.append(f"{label}  {one_line(value)}")
     return "\n".join(lines)
 
 
-def _one_line(value: Any) -> str:
+def one_line(value: Any) -> str:
+    """A value as a user reads it: yes, no, none, numbers in six digits, lists and mappings item by item."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return "  ".join(f"{key}={_one_line(item)}" for key, item in value.items())
+        return "  ".join(f"{key}={one_line(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(_one_line(item) for item in value) or "none"
+        return ", ".join(one_line(item) for item in value) or "none"
     return "none" if value is None else str(value)

@@ -10,7 +10,7 @@ from megavideo.config.schema.doctor import DoctorRun
 from megavideo.data.ingest.charts import Chart, draw_charts
 from megavideo.evaluation.dataset_report import DatasetReport
 from megavideo.observe.page import data_uri, render
-from megavideo.observe.progress import format_count
+from megavideo.observe.progress import format_bytes, format_count
 
 PAGE_NAME = "report.html"
 
@@ -77,7 +77,7 @@ def rows_of(report: DatasetReport) -> list[tuple[str, str]]:
         ("captions cut", f"{report.captions_cut:,} ({report.captions_cut_share:.2%})"),
         ("same sample id", f"{report.same_id:,}"),
         ("same latent", "not looked for" if shards.same_content is None else f"{shards.same_content:,}"),
-        ("shards", f"{shards.count:,}, {_size(shards.num_bytes)}; {shards.checked:,} hashed, "
+        ("shards", f"{shards.count:,}, {format_bytes(shards.num_bytes)}; {shards.checked:,} hashed, "
          f"{len(shards.bad):,} missing or damaged"),
     ]  # fmt: skip
     if packs and report.epochs is not None and report.steps_per_epoch is not None:
@@ -88,18 +88,8 @@ def rows_of(report: DatasetReport) -> list[tuple[str, str]]:
              f"{packs.imbalance_worst:.1%}"),
             ("epochs", f"{report.epochs:.3g} in {report.steps:,} steps; {report.steps_per_epoch:,.1f} steps each"),
         ]  # fmt: skip
-    rows.append(("bytes a sample", _size(report.bytes_per_sample)))
+    rows.append(("bytes a sample", format_bytes(report.bytes_per_sample)))
     if report.bytes_per_second is not None and report.bytes_per_second_per_gpu is not None:
-        each, everything = _size(report.bytes_per_second_per_gpu), _size(report.bytes_per_second)
+        each, everything = format_bytes(report.bytes_per_second_per_gpu), format_bytes(report.bytes_per_second)
         rows.append(("stream", f"{each}/s for a GPU, {everything}/s in all"))
     return rows
-
-
-def _size(num_bytes: float) -> str:
-    """Bytes in three digits or more, in units of a thousand."""
-    value, unit = float(num_bytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:,.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"

@@ -128,6 +128,16 @@ def format_count(value: float) -> str:
     return f"{value:.{digits}f}{unit}"
 
 
+def format_bytes(num_bytes: float) -> str:
+    """Return a size in three digits or more, in units of a thousand: 950 B, 2.84 MB, 1,200 TB."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:,.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration in its two largest units: 45s, 3m12s, 5h07m, 2d03h."""
     if not math.isfinite(seconds):

@@ -73,3 +73,8 @@ def test_run_logs_every_n_steps_and_the_last(caplog: pytest.LogCaptureFixture) -
     assert "ETA 4s" in lines[1] and "ETA 0s" in lines[2]
     assert rates[0].eta_seconds == 7 * 30.0
     assert rates[1] == Rates(2.0, 500.0, 0.5, 12.0)
+
+
+def test_sizes_have_three_digits() -> None:
+    sizes = (0, 950, 999.6, 2_843_304, 3.2e12, 1e15)
+    assert [format_bytes(size) for size in sizes] == ["0 B", "950 B", "1 kB", "2.84 MB", "3.2 TB", "1,000 TB"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megavideo.cli.describe import MAX_ROWS, describe_fields
+from megavideo.cli.describe import MAX_ROWS, describe_fields, one_line
 from megavideo.cli.verb import Texts, Verb, Words
 from megavideo.config.schema.checkpoint_verb import CheckpointVerbRun
 from megavideo.errors import ConfigError
@@ -84,21 +84,26 @@ def _check_settings(cfg: CheckpointVerbRun, action: str) -> None:
 
 
 def _shelf(place: str) -> Any:
-    """The checkpoints of a run, or the one that is named."""
+    """The checkpoints of a run, or the one that is named. Raises CheckpointError where that is not there."""
     from megavideo.checkpoint.manifest import PREFIX
     from megavideo.checkpoint.read import find_checkpoint
     from megavideo.checkpoint.survey import Shelf
     from megavideo.data.storage import is_object_store, open_storage
+    from megavideo.errors import CheckpointError
 
     parent, _, last = place.rstrip("/").rpartition("/")
     only = last if last.startswith(PREFIX) else None
+    source: Any
     if is_object_store(place):
-        return Shelf(open_storage(parent if only else place), only)
-    folder = Path(place)
-    if only is None:
-        found = find_checkpoint(folder)
-        return Shelf(found.parent)
-    return Shelf(folder.resolve().parent, only)
+        source = open_storage(parent if only else place)
+    else:
+        source = Path(place).resolve().parent if only else find_checkpoint(Path(place)).parent
+    shelf = Shelf(source, only)
+    if not shelf.names():
+        there = Shelf(source).names()
+        remedy = f"take one of {', '.join(there)}" if there else "give the place that a run saves to, with its name"
+        raise CheckpointError(f"{place}: no such checkpoint. Remedy: {remedy}")
+    return shelf
 
 
 @contextmanager
@@ -108,17 +113,13 @@ def _brought_here(place: str) -> Iterator[Path]:
     from megavideo.checkpoint.read import find_checkpoint
     from megavideo.checkpoint.survey import Shelf
     from megavideo.data.storage import is_object_store
-    from megavideo.errors import CheckpointError
 
     if not is_object_store(place):
         yield find_checkpoint(Path(place))
         return
     shelf: Shelf = _shelf(place)
-    names = shelf.names()
-    if not names:
-        raise CheckpointError(f"{place}: no checkpoint. Remedy: give the address that a run saves to, with its name")
     with tempfile.TemporaryDirectory(prefix="megavideo-checkpoint-") as folder:
-        yield fetch_checkpoint(shelf.storage, names[-1], Path(folder), lambda file: None)
+        yield fetch_checkpoint(shelf.storage, shelf.names()[-1], Path(folder), lambda file: None)
 
 
 def _describe(report: Any) -> str:
@@ -130,33 +131,28 @@ def _describe(report: Any) -> str:
 
 
 def _describe_survey(report: Any) -> str:
+    from megavideo.observe.progress import format_bytes, format_seconds
+
     lines = [report.place, "", f"{'checkpoint':<16} {'stage':<12} {'layout':<26} {'files':>6} {'size':>10} {'age':>9} "
              f"{'val. loss':>10}  {'state':<11} kept because"]  # fmt: skip
     for row in report.checkpoints:
         loss = "-" if row.validation_loss is None else f"{row.validation_loss:.5g}"
+        age = "-" if row.age_seconds is None else format_seconds(row.age_seconds)
         lines.append(
             f"{row.name:<16} {row.stage or '-':<12} {row.layout or '-':<26} {row.num_files:>6} "
-            f"{_size(row.size_bytes):>10} {_age(row.age_seconds):>9} {loss:>10}  {row.state:<11} "
+            f"{format_bytes(row.size_bytes):>10} {age:>9} {loss:>10}  {row.state:<11} "
             f"{', '.join(row.kept_because) or '-'}"
         )
     lines += [f"FAULT: {fault}" for fault in report.faults]
-    return "\n".join(lines) if report.checkpoints else f"{report.place}: no checkpoint"
+    return "\n".join(lines)
 
 
 def _describe_contents(report: Any) -> str:
-    facts = (
-        "place",
-        "step",
-        "optimizer_steps",
-        "layout",
-        "validation_loss",
-        "stage_end",
-        "num_files",
-        "num_parameters",
-    )
-    lines = [f"{name.replace('_', ' '):<16} {getattr(report, name)}" for name in facts]
-    lines.append(f"{'size':<16} {_size(report.size_bytes)}")
-    lines += [f"{'progress':<16} {name}={value}" for name, value in report.progress.items()]
+    from megavideo.observe.progress import format_bytes
+
+    lines = [f"{name.replace('_', ' '):<16} {one_line(getattr(report, name))}" for name in _FACTS]
+    lines.append(f"{'size':<16} {format_bytes(report.size_bytes)}")
+    lines += [f"{'progress':<16} {name}={one_line(value)}" for name, value in report.progress.items()]
     states = list(report.norms)
     width = max(len(row.name) for row in report.parameters)
     lines += ["", f"{'L2 norms':<{width}} {'':<18} " + " ".join(f"{state:>12}" for state in states)]
@@ -167,24 +163,6 @@ def _describe_contents(report: Any) -> str:
         lines.append(f"... and {len(report.parameters) - MAX_ROWS} more; --json lists all, and the settings of the run")
     lines.append(f"{'all':<{width}} {'':<18} " + " ".join(f"{report.norms[state]:12.5g}" for state in states))
     return "\n".join(lines)
-
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 VERB = Verb(
