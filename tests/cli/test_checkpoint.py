@@ -14,7 +14,7 @@ from megavideo.cli.main import main
     [
         (
             ["verify", "{run}/checkpoints/step_00000050"],
-            "step_00000050: no such checkpoint. Remedy: take one of step_00",
+            "step_00000050: no such checkpoint. Remedy: take one of step",
         ),
         (["verify", "{run}/checkpoints/none/step_00000050"], "no such checkpoint. Remedy: give the place that a run"),
         (["ls", "{run}", "out=a"], "out='a': has no effect on ls"),

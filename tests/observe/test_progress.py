@@ -12,6 +12,7 @@ from megavideo.observe.progress import (
     StepResult,
     TrainingProgress,
     eta_seconds,
+    format_bytes,
     format_count,
     format_seconds,
     mfu,
