@@ -1,7 +1,8 @@
 """The place of a dataset: what is fixed when its encoding begins, and clearing it.
 
 `encode.json` is written before the first unit, after `encoders/` and `null_text.safetensors`: it holds the settings
-that decide what a latent is, and the checksums of these files. Every process, and every later addition, uses them.
+that decide what a latent is, and the checksums of these files. Every process, and every later addition, uses them;
+only the place of weights is each one's own.
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ def clear(storage: Storage) -> None:
 
 def _check_settings(cfg: EncodeRun, before: dict[str, Any]) -> None:
     for name, old, new in _differences("", before, _settings(cfg)):
+        if name.endswith(".path") and old is not None and new is not None:
+            continue  # weights may be moved: which they are is looked at as they are opened
         # a kind comes with its group, and a value as the command line takes it: null, and no space
         word = f"{name.removesuffix('.kind')}={old if isinstance(old, str) else json.dumps(old, separators=(',', ':'))}"
         raise ConfigError(

@@ -27,7 +27,13 @@ from megavideo.encoders.dataset_place import Place, begin_place, check_place, op
 from megavideo.encoders.dataset_versions import Version, clean, newest_version, publish_units, read_records
 from megavideo.encoders.encode_pool import EncodeSetting, choose_workers, run_units
 from megavideo.encoders.encode_unit import UnitRecord, jobs_of
-from megavideo.encoders.folder import Encoders, autoencoder_ratios, build_autoencoder, build_text_encoder
+from megavideo.encoders.folder import (
+    Encoders,
+    autoencoder_ratios,
+    build_autoencoder,
+    build_text_encoder,
+    move_weights,
+)
 from megavideo.encoders.staging import staging_folder
 from megavideo.encoders.work_units import UNITS_PREFIX, WorkUnit, plan_work
 from megavideo.errors import ConfigError, DataError
@@ -101,6 +107,7 @@ def encode(cfg: EncodeRun) -> EncodeReport:
         if not planned:
             raise _nothing_left(cfg, unfit)
         place = open_place(storage, staging) if begun else _begin(cfg, storage, planned, staging)
+        move_weights(place.encoders, cfg.autoencoder, cfg.text_encoder)
         return _encode(cfg, place, _Work(planned, unfit, share), staging)
 
 

@@ -17,10 +17,14 @@ from megavideo.data.storage import Storage, write_file
 from megavideo.encoders.autoencoder import FitVideos, VideoAutoencoder
 from megavideo.encoders.bytes_text import BytesTextEncoder
 from megavideo.encoders.families import FAMILIES
-from megavideo.encoders.loaded import LoadedAutoencoder, build_loaded, loaded_ratios
+from megavideo.encoders.loaded import LoadedAutoencoder, build_loaded, loaded_ratios, move_loaded
 from megavideo.encoders.pca import SPACE_RATIO, TIME_RATIO, PcaAutoencoder, fit_pca
 from megavideo.encoders.text import TextEncoder
-from megavideo.encoders.transformers_text import TransformersTextEncoder, build_transformers_text
+from megavideo.encoders.transformers_text import (
+    TransformersTextEncoder,
+    build_transformers_text,
+    move_transformers_text,
+)
 from megavideo.errors import ConfigError, DataError
 
 _CONFIG_NAME = "encoders.json"
@@ -71,15 +75,39 @@ def save_encoders(folder: Path, autoencoder: VideoAutoencoder, text_encoder: Tex
     write_file(folder / _CONFIG_NAME, json.dumps(kinds).encode())
 
 
+def move_weights(folder: Path, autoencoder: AutoencoderConfig, text_encoder: TextEncoderConfig) -> None:
+    """Have the encoders kept in `folder` load their weights from where the settings of the same kinds have them.
+
+    Raises ConfigError where the weights there are others.
+    """
+    if autoencoder.path is not None:
+        move_loaded(folder, autoencoder.kind, autoencoder.path)
+    if text_encoder.path is not None:
+        move_transformers_text(folder, text_encoder.path)
+
+
 def same_encoders(storage: Storage, prefix: str, folder: Path) -> bool:
-    """Whether what a dataset keeps under `prefix` is what is in `folder`, if there is anything in it."""
+    """Whether what a dataset keeps under `prefix` is what is in `folder`, if there is anything in it.
+
+    Where the weights lie does not count: the fingerprint beside it tells which they are.
+    """
     if not (folder / _CONFIG_NAME).exists():
         return True
     names = storage.list(prefix)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return files == {name.removeprefix(prefix) for name in names} and all(
-        storage.read_bytes(name) == (folder / name.removeprefix(prefix)).read_bytes() for name in names
+        _without_path(storage.read_bytes(name)) == _without_path((folder / name.removeprefix(prefix)).read_bytes())
+        for name in names
     )
+
+
+def _without_path(content: bytes) -> object:
+    """The content of an encoder's file; of a JSON object what it says beside `path`."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return content
+    return {name: said for name, said in value.items() if name != "path"} if isinstance(value, dict) else value
 
 
 def load_encoders(folder: Path) -> Encoders:

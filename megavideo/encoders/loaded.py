@@ -13,7 +13,13 @@ import torch
 from megavideo.data.storage import write_file
 from megavideo.encoders.autoencoder import FitVideos, check_video
 from megavideo.encoders.families import LatentStatistics, decode_raw, family_of, given_statistics, load_weights
-from megavideo.encoders.pretrained import PretrainedFolder, compute_device, open_pretrained, reopen_pretrained
+from megavideo.encoders.pretrained import (
+    PretrainedFolder,
+    compute_device,
+    move_pretrained,
+    open_pretrained,
+    reopen_pretrained,
+)
 from megavideo.encoders.tiles.layerwise import LayerwiseAutoencoder
 from megavideo.encoders.tiles.wan import GROUP_FRAMES, WanTiles
 from megavideo.errors import ConfigError, DataError
@@ -136,7 +142,7 @@ class LoadedAutoencoder:
             stored = json.loads(path.read_bytes())
             statistics = LatentStatistics(torch.tensor(stored["latents_mean"]), torch.tensor(stored["latents_std"]))
             precision, tile = stored["precision"], stored.get("tile")
-            stored["path"], stored["fingerprint"]
+            stored["path"], stored["fingerprint"], _DTYPES[precision]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: damaged ({error}). Remedy: encode the dataset again") from error
         return cls(kind, reopen_pretrained(path, stored, _PIPELINE_PART), precision, tile, statistics)
@@ -197,6 +203,11 @@ def build_loaded(
     if autoencoder.statistics is None:
         autoencoder.measure(fit_videos)
     return autoencoder
+
+
+def move_loaded(folder: Path, kind: str, path: str) -> None:
+    """Have what `save` wrote to `folder` refer to the weights at `path`; ConfigError where these are others."""
+    move_pretrained(folder / f"{kind}.json", _FIELD, path, _PIPELINE_PART)
 
 
 def channel_statistics(latents: Iterable[torch.Tensor]) -> LatentStatistics:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from megavideo.data.files import write_file
 from megavideo.errors import ConfigError, DataError
 
 _CONFIG_NAME = "config.json"
@@ -63,19 +64,32 @@ def reopen_pretrained(description: Path, stored: dict[str, Any], part: str) -> P
 
     Raises DataError where it has gone or holds other weights.
     """
+    remedy = (
+        f"Remedy: put that folder, or a link to it, at {stored['path']}; to sample a run it is enough to write another "
+        f'place of it as "path" in the run\'s encoders/{description.name}'
+    )
     try:
         folder = open_pretrained("path", stored["path"], part)
     except ConfigError as error:
-        raise DataError(
-            f"{description}: the weights it refers to are not usable at {stored['path']} ({error.rule}). "
-            f'Remedy: put the folder back, or write its new place as "path" in {description}'
-        ) from error
+        rule = f"the weights it refers to are not usable at {stored['path']} ({error.rule})"
+        raise DataError(f"{description}: {rule}. {remedy}") from error
     if folder.fingerprint != stored["fingerprint"]:
-        raise DataError(
-            f"{description}: {folder.path} holds other weights than those the dataset was encoded with. "
-            f'Remedy: restore them, or write the place of the right ones as "path" in {description}'
-        )
+        rule = f"{folder.path} holds other weights than those the dataset was encoded with"
+        raise DataError(f"{description}: {rule}. {remedy}")
     return folder
+
+
+def move_pretrained(description: Path, field: str, value: str, part: str) -> None:
+    """Have `description`, a file as for `reopen_pretrained`, refer to the folder that the setting `field` names.
+
+    Raises ConfigError where that folder does not hold the same weights.
+    """
+    folder = open_pretrained(field, value, part)
+    stored = json.loads(description.read_bytes())
+    if folder.fingerprint != stored["fingerprint"]:
+        rule = "it holds other weights than those that the dataset was begun with"
+        raise ConfigError(field, value, rule, "give the folder of the right ones, or another out=")
+    write_file(description, json.dumps(stored | {"path": str(folder.path)}, indent=2).encode())
 
 
 def compute_device() -> torch.device:

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from megavideo.data.storage import write_file
-from megavideo.encoders.pretrained import PretrainedFolder, compute_device, open_pretrained, reopen_pretrained
+from megavideo.encoders.pretrained import (
+    PretrainedFolder,
+    compute_device,
+    move_pretrained,
+    open_pretrained,
+    reopen_pretrained,
+)
 from megavideo.errors import ConfigError, DataError
 
 _CONFIG_NAME = "transformers_text.json"
@@ -87,6 +93,11 @@ class TransformersTextEncoder:
 def build_transformers_text(path: str | None, max_tokens: int) -> TransformersTextEncoder:
     """Load encoder and tokenizer at `path`; ConfigError where the folder cannot be used."""
     return TransformersTextEncoder(open_pretrained(_FIELD, path, _PIPELINE_PART), max_tokens)
+
+
+def move_transformers_text(folder: Path, path: str) -> None:
+    """Have what `save` wrote to `folder` refer to the weights at `path`; ConfigError where these are others."""
+    move_pretrained(folder / _CONFIG_NAME, _FIELD, path, _PIPELINE_PART)
 
 
 def _load_tokenizer(path: Path) -> Any:

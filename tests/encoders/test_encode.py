@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from PIL import Image
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, IngestRun, TextEncoderConfig
 from megavideo.data.dataset import open_dataset
 from megavideo.data.ingest import ingest
-from megavideo.data.storage import download_all
+from megavideo.data.storage import download_all, open_storage
 from megavideo.encoders import encode as encode_module
 from megavideo.encoders.encode import encode
-from megavideo.encoders.folder import load_encoders
+from megavideo.encoders.folder import load_encoders, same_encoders
 from megavideo.errors import ConfigError, DataError
 from tests.data.clip_files import moving_square, turn_header, write_captions, write_clip
 from tests.encoders.encode_cases import tree
@@ -100,6 +101,36 @@ def test_same_input_gives_same_bytes(clips: Path, tmp_path: Path) -> None:
     assert len([name for name in names if name.suffix == ".mds"]) > 1
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_weights_may_be_moved(clips: Path, tmp_path: Path) -> None:
+    """What is added to a dataset is encoded with the same weights, wherever they lie now."""
+    out, old, new = tmp_path / "out", tmp_path / "old", tmp_path / "new"
+    make_wan(old / "vae")
+    make_text(old / "text")
+
+    def settings(place: Path, src: Path) -> EncodeRun:
+        autoencoder = AutoencoderConfig(kind="wan", path=str(place / "vae"))
+        text_encoder = TextEncoderConfig(kind="transformers", path=str(place / "text"), max_tokens=6)
+        return run(src, out, area=1024, max_frames=5, autoencoder=autoencoder, text_encoder=text_encoder)
+
+    ingest(IngestRun(src=str(clips), out=str(tmp_path / "list")))
+    everything = (tmp_path / "list" / "clips.jsonl").read_text().splitlines()
+    (tmp_path / "list" / "clips.jsonl").write_text(everything[0])
+    encode(settings(old, tmp_path / "list"))
+    kept = shutil.copytree(out / "encoders", tmp_path / "kept")
+    old.rename(new)
+    (tmp_path / "list" / "clips.jsonl").write_text("\n".join(everything))
+    assert encode(settings(new, tmp_path / "list")).version == 2
+    assert tree(out / "encoders") == tree(kept)
+    description = kept / "wan.json"
+    description.write_text(description.read_text().replace(str(old), str(new)))
+    assert same_encoders(open_storage(str(out)), "encoders/", kept)
+    description.write_text(description.read_text().replace('"fp32"', '"bf16"'))
+    assert not same_encoders(open_storage(str(out)), "encoders/", kept)
+    make_wan(new / "vae", base_dim=8)
+    with pytest.raises(ConfigError, match=r"autoencoder\.path=.*other weights"):
+        encode(settings(new, tmp_path / "list"))
 
 
 def test_existing_dataset_is_kept(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

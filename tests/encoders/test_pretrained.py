@@ -108,7 +108,13 @@ def test_save_and_load(wan_folder: Path, text_folder: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match="other weights"):
         load_encoders(tmp_path / "kept")
     shutil.rmtree(weights / "vae")
-    with pytest.raises(DataError, match=r'"path" in .*wan\.json'):
+    with pytest.raises(DataError, match=rf'link to it, at {weights}/vae; .*"path" in the run.*wan\.json'):
+        load_encoders(tmp_path / "kept")
+    (weights / "vae").symlink_to(wan_folder)  # as the remedy says
+    assert load_encoders(tmp_path / "kept").autoencoder.latent_channels == autoencoder.latent_channels
+    description = tmp_path / "kept" / "wan.json"
+    description.write_text(description.read_text().replace('"fp32"', '"fp16"'))
+    with pytest.raises(DataError, match="damaged"):
         load_encoders(tmp_path / "kept")
     (tmp_path / "kept" / "encoders.json").write_text('{"autoencoder": "none"}')
     with pytest.raises(DataError, match="missing or damaged"):
