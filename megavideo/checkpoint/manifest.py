@@ -130,7 +130,9 @@ def parse_manifest(text: str, source: str) -> Manifest:
         written_as = value["format"]
         if written_as not in _READABLE:
             readable = ", ".join(str(number) for number in _READABLE)
-            raise CheckpointError(f"{source}: format {written_as}; this version reads {readable}")
+            raise CheckpointError(
+                f"{source}: format {written_as}; this version reads {readable}. Remedy: use the version that wrote it"
+            )
         if written_as >= FORMAT and value.pop(_DIGEST) != _digest(value):
             raise ValueError("its text is not what was written")
         shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}

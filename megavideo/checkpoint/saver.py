@@ -115,7 +115,6 @@ class Checkpointer:
         self._events: deque[SaveEvent] = deque()
         self._num_saves = 0
         self._failures_in_a_row = 0
-        self.num_failures = 0
 
     def reserve(self, fragments: Iterable[Fragment]) -> None:
         """Make the host buffers now. The fragments are those that `save` will be given."""
@@ -171,7 +170,6 @@ class Checkpointer:
         self._failures_in_a_row = self._failures_in_a_row + 1 if result.failure else 0
         if result.failure is None:
             return
-        self.num_failures += 1
         reason = f"{self._address}/{step_name(header.step)}: not saved; {_UNTOUCHED}. {result.failure}. {_REMEDY}"
         if self._failures_in_a_row >= MAX_FAILURES:
             raise SaveFailed(f"{self._failures_in_a_row} saves in a row failed, at last {reason}")

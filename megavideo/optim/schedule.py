@@ -8,7 +8,10 @@ from megavideo.config.schema.optim import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up, then constant, or a cosine from `lr` to `lr * min_lr_ratio` at the last step."""
+    """The rate of the `step`th update, from 0: linear warm-up, then constant or a cosine.
+
+    The cosine goes from `lr` to `lr * min_lr_ratio`, which it would have one step after the last of `num_steps`.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":

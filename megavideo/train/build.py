@@ -14,7 +14,7 @@ from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, open_dataset
 from megavideo.data.plan import StagePlace
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.shards import ShardReader, StreamOptions
-from megavideo.data.storage import LocalStorage, download_all
+from megavideo.data.storage import download_all
 from megavideo.diffusion.objective import build_objective
 from megavideo.encoders.folder import load_autoencoder
 from megavideo.errors import ConfigError
@@ -26,7 +26,7 @@ from megavideo.parallel.engine import Engine, EnginePlan
 from megavideo.parallel.groups import Groups
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.parallel.parallelize import parallelize
-from megavideo.train.feed import Feed
+from megavideo.train.feed import Feed, shard_cache
 from megavideo.train.loss_terms import Decode, build_loss_terms
 from megavideo.train.step import squared_error
 
@@ -59,7 +59,7 @@ def build_parts(config: TrainRun, launch: Launch, version: int | None = None, pl
     _check_dataset(config, dataset)
     cache_gb = config.data.cache_gb
     options = StreamOptions(config.data.workers, None if cache_gb is None else cache_gb * 1e9)
-    reader = ShardReader(dataset, _cache(config, dataset), options)
+    reader = ShardReader(dataset, shard_cache(config, dataset), options)
     feed = Feed(config, dataset, reader, build_objective(config.diffusion), mesh, place)
     groups = Groups.of(mesh)
     plan = EnginePlan(
@@ -95,12 +95,6 @@ def _decode(config: TrainRun, dataset: LatentDataset) -> Decode | None:
         download_all(dataset.storage, ENCODERS_PREFIX, Path(folder))
         autoencoder = load_autoencoder(Path(folder))
     return autoencoder.decode_for_loss
-
-
-def _cache(config: TrainRun, dataset: LatentDataset) -> Path | None:
-    if isinstance(dataset.storage, LocalStorage):
-        return None
-    return Path(config.data.cache) if config.data.cache else Path(config.output) / "cache"
 
 
 def _check_packs(config: TrainRun, mesh: ProcessMesh) -> None:

@@ -17,6 +17,7 @@ from megavideo.data.packing import PackLimits
 from megavideo.data.plan import WHOLE_RUN, PlanSettings, StagePlace, StepPlan, rank_share
 from megavideo.data.selection import selection_of
 from megavideo.data.shards import ShardReader
+from megavideo.data.storage import LocalStorage
 from megavideo.data.stream_counts import StreamRates
 from megavideo.data.tables import open_selected
 from megavideo.diffusion.objective import Objective
@@ -45,6 +46,11 @@ class StepInput:
 def table_cache(config: TrainRun) -> Path:
     """Where the tables of a run's samples are kept: with the shards of a store, else beside the run folders."""
     return Path(config.data.cache) if config.data.cache else Path(config.output) / "cache"
+
+
+def shard_cache(config: TrainRun, dataset: LatentDataset) -> Path | None:
+    """Where shards are kept that come from a store; None where they are read in place."""
+    return None if isinstance(dataset.storage, LocalStorage) else table_cache(config)
 
 
 class Feed:

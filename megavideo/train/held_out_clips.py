@@ -11,11 +11,10 @@ from megavideo.data.held_out import held_out
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.selection import Selected
 from megavideo.data.shards import LatentSample, ShardReader
-from megavideo.data.storage import LocalStorage
 from megavideo.data.table import SampleTable
 from megavideo.data.tables import open_samples
 from megavideo.errors import ConfigError
-from megavideo.train.feed import table_cache
+from megavideo.train.feed import shard_cache, table_cache
 from megavideo.types import Grid
 
 
@@ -52,8 +51,7 @@ def open_held_out(config: TrainRun, dataset: LatentDataset, selected: Selected) 
         table = open_samples(dataset, (), table_cache(config))
         few = config.validation.clips >= len(table)
         numbers = sorted(table.index.tolist()) if few else held_out(table, config.validation.clips).tolist()
-    local = isinstance(dataset.storage, LocalStorage)
-    return HeldOutClips(clips_of(table, numbers), ShardReader(dataset, None if local else table_cache(config)).read)
+    return HeldOutClips(clips_of(table, numbers), ShardReader(dataset, shard_cache(config, dataset)).read)
 
 
 def clips_of(table: SampleTable, samples: Iterable[int]) -> tuple[HeldOutClip, ...]:

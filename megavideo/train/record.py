@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from megavideo.checkpoint.saver import SaveEvent
@@ -138,11 +137,6 @@ class Recorder:
             self._validations.write(step, self._stage.name, values)
             if self._tensorboard is not None:
                 self._tensorboard.write_validation(step, values)
-
-    def sampled(self, step: int, samples: Sequence[tuple[str, np.ndarray]]) -> None:
-        """Samples of prompts: frames uint8 [T, H, W, 3] of each."""
-        if self._first and self._tensorboard is not None:
-            self._tensorboard.write_samples(step, samples)
 
     def _sinks(self) -> list[MetricsSink]:
         config, sinks = self._stage.config, list[MetricsSink]()

@@ -31,7 +31,6 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._first: signal.Signals | None = None
-        self._first_at = 0.0
         self._terminated_at: float | None = None
         self._earlier: dict[signal.Signals, Any] = {}
 
@@ -55,17 +54,12 @@ class StopRequest:
         """The name of the signal that came first, as `SIGUSR1`; None while none came."""
         return None if self._first is None else self._first.name
 
-    @property
-    def waited_seconds(self) -> float:
-        """For how long the request has stood; 0 while there is none."""
-        return 0.0 if self._first is None else time.monotonic() - self._first_at
-
     def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
         if self._first is None:
-            self._first, self._first_at = signal.Signals(number), now
+            self._first = signal.Signals(number)
         if number != signal.SIGTERM:
             return
+        now = time.monotonic()
         if self._terminated_at is None:
             self._terminated_at = now
         elif now - self._terminated_at > _SAME_REQUEST_SECONDS:

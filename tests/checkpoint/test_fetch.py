@@ -16,6 +16,9 @@ from megavideo.checkpoint.store_place import StorePlace
 from megavideo.config.schema.checkpoint import CheckpointConfig
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.storage import open_storage
+from megavideo.errors import StoreUnreachable
+from megavideo.testing.saved_run import alone
+from megavideo.train.resume import newest_position
 from tests.checkpoint.s3_server import RestartingServer
 from tests.checkpoint.states import check, fragments, header
 
@@ -85,3 +88,18 @@ def test_a_store_that_stays_away_ends_nothing(tmp_path: Path, restarting_s3: Res
     assert [check(path) for path in sorted((tmp_path / "run").iterdir())] == [3, 4]
     # the one that is still kept here follows
     assert StorePlace(storage).names() == ["step_00000003", "step_00000004"]
+
+
+def test_a_start_needs_no_store_that_is_away_where_the_folder_has_checkpoints(
+    tmp_path: Path, restarting_s3: RestartingServer
+) -> None:
+    storage = open_storage(f"{restarting_s3.uri}/runs/small", RetryPolicy(0.5))
+    with Checkpointer(CONFIG, tmp_path / "run", SaveGroup(0, 1, "one"), storage) as checkpointer:
+        checkpointer.save(header(1, progress={"stage": "low"}), fragments(1))
+        checkpointer.wait(required=True)
+    restarting_s3.stop()
+    with alone():
+        step, position = newest_position(tmp_path / "run", storage)
+        assert position is not None and (step, position.stage) == (1, "low")
+        with pytest.raises(StoreUnreachable):
+            newest_position(tmp_path / "nowhere", storage)

@@ -69,7 +69,6 @@ def test_ranks_save_together_and_all_hear_of_it(tmp_path: Path) -> None:
             assert all(0 < event.blocked_seconds <= event.seconds and event.size_bytes > 0 for event in events)
             assert Path(events[-1].place) == tmp_path / "step_00000003"
             assert checkpointer.poll() == []
-            assert checkpointer.num_failures == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
     assert [check(folder) for folder in list_checkpoints(tmp_path)] == [2, 3]
     manifest = read_manifest(tmp_path / "step_00000003")
@@ -147,7 +146,6 @@ def test_a_failing_rank_gives_the_save_up_everywhere_and_the_run_goes_on(
             checkpointer.wait(required=True)
             failures = [event.failure for event in checkpointer.poll()]
             assert failures == [None, "rank 1: OSError: [Errno 28] No space left on device", None]
-            assert checkpointer.num_failures == 1
     assert [check(folder) for folder in list_checkpoints(tmp_path)] == [1, 3]
     assert len(list(tmp_path.iterdir())) == 2
     (told,) = [record.getMessage() for record in caplog.records]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,12 +40,10 @@ def asked() -> Iterator[subprocess.Popen[str]]:
 def test_the_first_signal_is_remembered_and_the_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
     with StopRequest() as stop:
-        assert (stop.requested, stop.waited_seconds) == (None, 0.0)
+        assert stop.requested is None
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
         assert stop.requested == "SIGUSR1"
-        assert 0.01 <= stop.waited_seconds < 5
     assert stop.requested == "SIGUSR1"
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
 
