@@ -37,7 +37,10 @@ class DataError(MegavideoError):
 
 
 class StoreUnreachable(DataError):
-    """A store that stayed out of reach for as long as it is waited for; it may be back when the command is repeated."""
+    """A store that stayed out of reach for as long as it is waited for, or a process that fetches from it and ended.
+
+    It may be back when the command is repeated.
+    """
 
     exit_status = RETRY_STATUS
 

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -149,16 +149,18 @@ class ShardCache:
 
     def _make_room(self, size_bytes: int) -> object:
         """None once there is room for so many bytes, else what the files that are being fetched take."""
+        free, limit = self._free_bytes(), self._limit_bytes
+        if limit is None and free >= size_bytes:
+            return None  # without a look at what may be a hundred thousand files
         named, under_way = self._scan()
         used = sum(size for _, size, _ in named) + under_way
-        free, limit = self._free_bytes(), self._limit_bytes
         room = free if limit is None else min(free, limit - used)
         if room + sum(size for _, size, _ in named) < size_bytes:
             named = []  # none would be enough
         for _, size, path in sorted(named):
             if room >= size_bytes:
                 break
-            path.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
             self.counts["evictions"] += 1
             room += size
         if room >= size_bytes:
@@ -186,7 +188,7 @@ class ShardCache:
                 oldest = min(self._scan()[0], default=None)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or oldest is None:
                     raise
-                oldest[2].unlink(missing_ok=True)
+                Path(oldest[2]).unlink(missing_ok=True)
                 self.counts["evictions"] += 1
 
     def _free_bytes(self) -> float:
@@ -196,20 +198,18 @@ class ShardCache:
             spare = min(_FREE_MOST_BYTES, _FREE_SHARE * disk.f_blocks * disk.f_frsize)
         return disk.f_bavail * disk.f_frsize - spare
 
-    def _scan(self) -> tuple[list[tuple[int, int, Path]], int]:
+    def _scan(self) -> tuple[list[tuple[int, int, str]], int]:
         """Last use, bytes and path of each file that has its name, and the bytes of those being fetched."""
         named, under_way = [], 0
-        for folder, folders, names in os.walk(self.folder):
-            folders[:] = [name for name in folders if name != _LOCKS]
-            for path in (Path(folder) / name for name in names):
-                with suppress(FileNotFoundError):  # a fetch under way has just ended
-                    stat = path.stat()
-                    if not path.name.startswith(TEMPORARY_PREFIX):
-                        named.append((stat.st_atime_ns, stat.st_size, path))
-                    elif self._owner_died(path):
-                        path.unlink()
-                    else:
-                        under_way += stat.st_size
+        for entry in _files(str(self.folder)):
+            with suppress(FileNotFoundError):  # a fetch under way has just ended
+                stat = entry.stat()
+                if not entry.name.startswith(TEMPORARY_PREFIX):
+                    named.append((stat.st_atime_ns, stat.st_size, entry.path))
+                elif self._owner_died(Path(entry.path)):
+                    os.unlink(entry.path)
+                else:
+                    under_way += stat.st_size
         return named, under_way
 
     def _owner_died(self, temporary: Path) -> bool:
@@ -219,6 +219,16 @@ class ShardCache:
             return try_lock(lock)
         finally:
             os.close(lock)
+
+
+def _files(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Files below a folder, without locks; with no object made that is not needed, as each fetch may look at all."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                yield entry
+            elif entry.name != _LOCKS:
+                yield from _files(entry.path)
 
 
 def _temporary(path: Path) -> Path:

@@ -56,7 +56,8 @@ class ShardWorkers:
     def ensure(self, number: int) -> None:
         """Return once the shard is ready and trusted.
 
-        Raises the DataError of the first shard that a worker failed at, or one that names a worker that died or hangs.
+        Raises the DataError of the first shard that a worker failed at, and StoreUnreachable, which asks for another
+        start as the loss of a rank does, for a worker that died or hangs.
         """
         with suppress(ValueError):
             self._queue.remove(number)

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from megavideo.data.shard_files import ShardFiles, Signature
-from megavideo.errors import DataError, MegavideoError, StoreUnreachable
+from megavideo.errors import MegavideoError, StoreUnreachable
 from megavideo.observe.log import LOGGER_NAME
 
 _TELL_SECONDS = 0.5
@@ -56,7 +56,7 @@ class Worker:
             raise self._died() from error
 
     def receive(self) -> tuple[Any, ...]:
-        """Its next message; DataError if it died."""
+        """Its next message; StoreUnreachable if it died."""
         try:
             message: tuple[Any, ...] = self.connection.recv()
         except (EOFError, OSError) as error:
@@ -65,10 +65,10 @@ class Worker:
         return message
 
     def check(self, patience_seconds: float) -> None:
-        """Raise DataError if it hangs."""
+        """Raise StoreUnreachable if it hangs."""
         silent = time.monotonic() - self._heard
         if self.jobs and silent > patience_seconds:
-            raise DataError(
+            raise StoreUnreachable(
                 f"{self.name} has not moved for {silent:.0f} s. Remedy: look at the store and at the disk of "
                 f"data.cache, and {_AGAIN}"
             )
@@ -77,8 +77,8 @@ class Worker:
         """End it."""
         self.connection.close()
 
-    def _died(self) -> DataError:
-        return DataError(f"{self.name} ended. Remedy: {_AGAIN}")
+    def _died(self) -> StoreUnreachable:
+        return StoreUnreachable(f"{self.name} ended. Remedy: {_AGAIN}")
 
 
 class ThreadWorker(Worker):
@@ -126,11 +126,11 @@ class ForkedWorker(Worker):
             self._process.join()
         super().close()
 
-    def _died(self) -> DataError:
+    def _died(self) -> StoreUnreachable:
         self._process.join(1)
         code = self._process.exitcode
         how = f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
-        return DataError(f"{self.name} {how}. Remedy: if memory ran out, lower data.workers; {_AGAIN}")
+        return StoreUnreachable(f"{self.name} {how}. Remedy: if memory ran out, lower data.workers; {_AGAIN}")
 
 
 class _Teller(logging.Handler):

@@ -69,6 +69,15 @@ def test_a_file_beyond_the_bound_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == {"a"}
 
 
+def test_files_are_not_looked_at_while_the_disk_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(folder: str) -> None:
+        raise AssertionError("a hundred thousand files, at each fetch")
+
+    monkeypatch.setattr("megavideo.data.cache._files", look)
+    fetch(ShardCache(tmp_path, None, 1.0), wanted("d/a"))
+    assert names(tmp_path) == {"a"}
+
+
 def test_a_fetch_whose_owner_died_is_cleared_away(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 2 * SIZE, 0.2)
     fetch(cache, wanted("d/a"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +130,7 @@ def test_the_hash_is_stable() -> None:
     seconds = [index / 8 for index in range(10)]
     bits, colours = fingerprint(frames, seconds)
     assert (len(bits), len(colours)) == (HASH_BITS // 4, 2 * 768)
-    ones = int(bits, 16).bit_count()
-    assert HASH_BITS // 2 - 8 <= ones <= HASH_BITS // 2 + 8
-    assert json.dumps(fingerprint(frames, seconds)) == json.dumps((bits, colours))
+    stored = "d0c3e3ef9c21390bd0c3e1ed9d213d0bd8c2e1e59f213d8ad9c0e1e597313c8b"
+    assert (int(bits, 16) ^ int(stored, 16)).bit_count() <= 2  # rounding may differ between versions of OpenCV
+    found = np.frombuffer(bytes.fromhex(colours[:24]), np.uint8).astype(int)
+    assert np.abs(found - [120, 154, 214, 155, 172, 183, 210, 226, 207, 232, 101, 85]).max() <= 1

@@ -26,7 +26,7 @@ from megavideo.data.prefetch import ShardWorkers
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.shards import ShardReader, StreamOptions
 from megavideo.data.storage import open_storage
-from megavideo.errors import DataError
+from megavideo.errors import RETRY_STATUS, StoreUnreachable
 from megavideo.testing.dataset import write_dataset
 from tests.data.fault_proxy import FaultProxy
 from tests.data.stream_ranks import Outcome, Ranks, Reading, digest_of
@@ -281,10 +281,12 @@ def test_a_worker_that_dies_or_hangs(
         (worker,) = (child for child in multiprocessing.active_children() if child.name == "megavideo-data")
         os.kill(worker.pid or 0, number)
         begin = time.monotonic()
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(
+            StoreUnreachable, match=words
+        ) as fault:  # as a rank that is killed, it asks for another start
             for index in range(NUM_SAMPLES):
                 reader.read(index)
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 10 and fault.value.exit_status == RETRY_STATUS
     assert not worker.is_alive()
     proxy.fault = lambda name, count: None
     again = ShardReader(open_dataset(scene.uri), scene.cache)
