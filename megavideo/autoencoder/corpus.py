@@ -149,7 +149,8 @@ class _Clips:
         for clip in self._held_out:
             count = min(clip.window.count, self._longest)
             pixels = read_clip(_window(clip, (clip.window.count - count) // 2, count))
-            yield HeldOutClip(clip.row.file, to_video(pixels), clip.row.fps)
+            name = clip.row.file if clip.row.start == 0 else f"{clip.row.file} from frame {clip.row.start}"
+            yield HeldOutClip(name, to_video(pixels), clip.row.fps)
 
 
 class BatchReader:

@@ -75,7 +75,10 @@ class UnitEncoder:
         self._shard_bytes = shard_bytes
 
     def encode(self, job: UnitJob) -> None:
-        """Encode the clips of a unit; those that cannot be are recorded with their reason."""
+        """Encode the clips of a unit; those that cannot be are recorded with their reason.
+
+        Raises DataError where the GPU is too small for a clip.
+        """
         tally = _Tally()
         present = {clip.row.clip_id for clip in job.clips}
         for clip_id, _ in job.unit.clips:
@@ -97,7 +100,14 @@ class UnitEncoder:
     def _add(self, writer: ShardWriter, clip: PlannedClip, video: torch.Tensor, unit: WorkUnit, tally: _Tally) -> None:
         autoencoder, text_encoder = self._encoders.autoencoder, self._encoders.text_encoder
         captions = clip.row.captions or (WeightedCaption(clip.row.caption),)
-        latent = to_half(autoencoder.encode(video))
+        try:
+            latent = to_half(autoencoder.encode(video))
+        except torch.OutOfMemoryError as error:
+            frames, height, width = clip.pixels
+            raise DataError(
+                f"{clip.path}: {frames} frames of {height}x{width} do not fit into the GPU's memory. Remedy: begin "
+                "anew (another out=, or overwrite=true) with autoencoder.tile=256 or less, a smaller area or max_frames"
+            ) from error
         texts = [to_half(text) for text in text_encoder.encode([caption.text for caption in captions])]
         if not all(np.isfinite(values).all() for values in (latent, *texts)):
             tally.drop(clip, "its latent or text is not finite in float16")

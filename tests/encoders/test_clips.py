@@ -6,12 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, IngestRun, TextEncoderConfig
 from megavideo.data.dataset import open_dataset
 from megavideo.data.ingest import ingest, read_clip_list
-from megavideo.encoders.clips import ClipLimits, plan_clips, read_clip
+from megavideo.data.storage import open_storage
+from megavideo.encoders.bytes_text import BytesTextEncoder
+from megavideo.encoders.clips import ClipLimits, fitting_videos, plan_clips, read_clip
 from megavideo.encoders.encode import encode
+from megavideo.encoders.encode_unit import UnitEncoder, jobs_of
+from megavideo.encoders.folder import Encoders
+from megavideo.encoders.pca import PcaAutoencoder, fit_pca
+from megavideo.encoders.work_units import plan_work
 from megavideo.errors import DataError
 from tests.data.clip_files import write_captions, write_clip
 from tests.data.test_ingest_cuts import texture
@@ -77,3 +84,21 @@ def test_a_file_that_shrank_is_told(film: tuple[Path, np.ndarray]) -> None:
     planned, _ = plan_clips(clips, LIMITS, 4, 8)
     with pytest.raises(DataError, match=r"has changed since it was ingested.*run ingest again"):
         read_clip(planned[0])
+
+
+class _SmallMachine(PcaAutoencoder):
+    """An autoencoder that meets what a GPU says when its memory is full."""
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 1 TiB")
+
+
+def test_a_clip_too_large_for_the_gpu_is_told(film: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    planned, _ = plan_clips(read_clip_list(film[0]), LIMITS, 4, 8)
+    storage = open_storage(str(tmp_path / "out"))
+    fitted = fit_pca(4, 1, lambda count: fitting_videos(planned, count))
+    encoders = Encoders(_SmallMachine(fitted.first, fitted.group), BytesTextEncoder(16, 8))
+    (job,) = jobs_of(plan_work(storage, planned, 8, frozenset()), planned)
+    with pytest.raises(DataError, match=r"film\.mp4: 17 frames of \d+x\d+ do not fit.*autoencoder\.tile=256"):
+        UnitEncoder(storage, "key", encoders, tmp_path, 1 << 20).encode(job)
+    assert not list((tmp_path / "out").rglob("*.mds"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.data.captions import WeightedCaption, heaviest
+from megavideo.data.files import replacing, writing
 from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.ask import Ask, asks_of
 from megavideo.encoders.captioner.clips import SourceClip, frame_numbers, view_of
@@ -86,7 +87,10 @@ def prompt_reports(cfg: CaptionRun, asks: Sequence[Ask], answers: AnswerLog) -> 
 
 
 def write_sheet(path: Path, kind: str, captioned: Sequence[CaptionedClip]) -> None:
-    """A picture of some clips, each below the heaviest caption that a captioner of this kind wrote, else below any."""
+    """A picture of some clips, each below the heaviest caption that a captioner of this kind wrote, else below any.
+
+    Raises DataError where the disk refuses.
+    """
     rows = []
     for place in frame_numbers(len(captioned), _SHEET_CLIPS):
         clip, captions = captioned[place].clip, captioned[place].captions
@@ -98,4 +102,5 @@ def write_sheet(path: Path, kind: str, captioned: Sequence[CaptionedClip]) -> No
             continue
         rows.append((f"{clip.file} [{best.source}]: {best.text}", frames))
     if rows:
-        contact_sheet(rows, _SHEET_FRAMES, scale=1).save(path)
+        with writing(path), replacing(path) as temporary:
+            contact_sheet(rows, _SHEET_FRAMES, scale=1).save(temporary, "PNG")
