@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 from collections.abc import Iterator
@@ -76,8 +77,27 @@ def load_pipeline() -> Pipeline:
     return Pipeline(LayerSpec, PipelineModule, DualPipeVModule, PipeModelDataParallelTopology)
 
 
-def forget_groups() -> None:
-    """Forget the tensor-parallel groups of the last engine, which DeepSpeed would take for the next one."""
+def take_apart(engine: Any) -> None:
+    """End the use of an engine: from then on DeepSpeed holds neither it nor its groups.
+
+    Its hooks on gradients would keep its weights and states for good, since they are held by autograd, into which the
+    garbage collector does not see.
+    """
+    from deepspeed.runtime.pipe import p2p
     from deepspeed.utils import groups
 
-    groups.mpu = None
+    engine.destroy()
+    _forget_zero3_models()
+    p2p._groups, p2p._grid = None, None
+    # it would take them for the next engine, which may be of another layout
+    groups.mpu, groups._WORLD_GROUP = None, None
+
+
+def _forget_zero3_models() -> None:
+    """Two places in which DeepSpeed 0.19 keeps every model that was ever under ZeRO-3: a list, and a method's cache."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    wrapper = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(wrapper).nonlocals["func"].cache_clear()

@@ -17,7 +17,7 @@ from torch import nn
 
 from megavideo.config.layout import Layout
 from megavideo.config.schema.precision import LayersConfig
-from megavideo.parallel.deepspeed import initialize
+from megavideo.parallel.deepspeed import initialize, take_apart
 from megavideo.parallel.groups import Groups
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.parallel.norm import ClippedStep
@@ -170,6 +170,10 @@ class Engine(ABC):
             # small ones stay gathered, as after an update
             if optimizer.persistent_parameters:
                 optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+    def close(self) -> None:
+        """End its use, so that its memory is free once nothing refers to it; `destroy_groups` may follow."""
+        take_apart(self.deepspeed)
 
     def num_parameters(self) -> int:
         """Parameters of the whole model; a collective call."""

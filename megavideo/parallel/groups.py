@@ -47,3 +47,15 @@ class Groups:
                 if mesh.rank in ranks:
                     mine[name] = made[ranks]
         return cls(**mine)
+
+
+def destroy_groups() -> None:
+    """Destroy every group but that of all processes; a collective call, after which nothing may use them.
+
+    Until then each keeps device memory with NCCL, and two threads with gloo.
+    """
+    dist.barrier()  # a rank that is ahead would leave the others in their last collective
+    world = dist.group.WORLD
+    made = [group for group in dist.distributed_c10d._world.pg_map if group is not world]
+    for group in reversed(made):
+        dist.destroy_process_group(group)

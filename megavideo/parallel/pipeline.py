@@ -79,6 +79,11 @@ class PipeEngine(Engine):
         self._engine.train_batch(data_iter=(_from_batch(batch) for batch in batches))
         return self._outcome(self._loss)
 
+    def close(self) -> None:
+        """Also of the graphs of the last step, which it keeps, and which lead back to it."""
+        super().close()
+        self._engine.pipe_buffers, self._engine.loss = {}, None
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names without the stage's number and wrapping."""
         for name, parameter in self.module.named_parameters():

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from megavideo.checkpoint.restore import restore, restore_weights
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
@@ -21,10 +20,10 @@ from megavideo.errors import NumericsError, StopRequested
 from megavideo.observe.faults import FaultLog
 from megavideo.observe.progress import TrainingProgress
 from megavideo.optim.schedule import learning_rate
-from megavideo.parallel.deepspeed import forget_groups
 from megavideo.parallel.distributed import Launch, own_store, process_group
 from megavideo.parallel.engine import Engine
 from megavideo.parallel.fragments import owned_fragments
+from megavideo.parallel.groups import destroy_groups
 from megavideo.train.build import Parts, build_parts
 from megavideo.train.loop import Ending, Loop, Tools, mean_loss
 from megavideo.train.peak import peak_flops_per_second
@@ -74,7 +73,6 @@ class _Totals:
     """What a start did so far."""
 
     resumed_at: int | None = None
-    steps: int = 0
     skipped: int = 0
     rollbacks: int = 0
     parameters: int = 0
@@ -103,10 +101,9 @@ class _Run:
                 trained = self._totals.resumed_at is not None
                 if trained or position is None or self._is_whole(step, position):
                     return self._report(step)
-                continue
-            if self._totals.resumed_at is not None:
-                _release()
-            self._stage(*found)
+            else:
+                self._stage(*found)
+            _release()
 
     def _is_whole(self, step: int, position: Position) -> bool:
         """Whether the checkpoint of `step`, which says that nothing is left to do, can be read by this run.
@@ -117,9 +114,7 @@ class _Run:
         parts = self._parts(stage, position)
         self._totals.parameters = parts.engine.num_parameters()
         whole = self._restored(parts) == (step, position)
-        del parts
-        if not whole:
-            _release()
+        parts.engine.close()
         return whole
 
     def _parts(self, stage: Stage, position: Position) -> Parts:
@@ -139,6 +134,7 @@ class _Run:
             self._announce(stage, parts, begin)
             self._train(stage, parts, begin, after[1])
         # else the newest checkpoint could not be read, and the one before it is of another stage
+        parts.engine.close()
 
     def _restored(self, parts: Parts, at_most: int | None = None) -> tuple[int, Position | None]:
         """Steps done and position of the newest whole checkpoint, which the engine now holds."""
@@ -225,6 +221,12 @@ class _Run:
             )
         if restored.number == ending.position.number:
             restored = replace(restored, finished=None)
+        elif restored.finished is None:  # training on from there as this stage would leave out what that one has left
+            raise NumericsError(
+                f"{told}, and the newest checkpoint from before them, of step {begin}, is from the middle of stage "
+                f"{restored.number}, {restored.stage}. Remedy: keep checkpoint.keep_stage_ends on, name those samples "
+                "in a file for guard.exclude, and start again: the same command trains the rest of that stage first"
+            )
         else:  # the end of the stage before
             number, name = ending.position.number, ending.position.stage
             restored = Position(name, number, first_step=begin, first_visit=restored.next_visit)
@@ -261,7 +263,6 @@ class _Run:
         totals = self._totals
         totals.losses += ending.losses
         totals.skipped += ending.skipped
-        totals.steps = ending.step
         if stage.name and stage.name not in totals.stages:
             totals.stages.append(stage.name)
 
@@ -286,12 +287,11 @@ class _Run:
 
 
 def _release() -> None:
-    """Free what a stage held, so that the next one can take its place under another layout."""
-    forget_groups()
+    """Free what a stage held, so that the next one can take its place under another layout; a collective call."""
+    destroy_groups()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    dist.barrier()
 
 
 def _settle_before_updates(engine: Engine, checkpointer: Checkpointer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.distributed import Launch
 from megavideo.parallel.engine import Engine
 from megavideo.parallel.fragments import held_fragments, owned_fragments
+from megavideo.parallel.groups import destroy_groups
 from megavideo.parity.packs import step_input
 from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec
@@ -48,11 +48,9 @@ def in_turn(launch: Launch, calls: Sequence[Call]) -> list[Any]:
     for call in calls:
         engines: list[Engine] = []
         results.append(globals()[call.function](launch, engines, *call.arguments))
-        groups = {id(group): group for engine in engines for group in vars(engine.plan.groups).values()}
-        # the threads of each wake a hundred times a second
-        for group in groups.values():
-            dist.destroy_process_group(group)
-        gc.collect()
+        for engine in engines:
+            engine.close()
+        destroy_groups()
     return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import yaml
 
 from megavideo.checkpoint.manifest import list_checkpoints, read_manifest
 from megavideo.testing.dataset import write_dataset
+from megavideo.testing.ranks import run_ranks
 from megavideo.testing.train_cases import Case, Outcome, run_cases
 from megavideo.types import Grid
 from tests.train.conftest import Place
+from tests.train.stage_ranks import Left, left_after_each
 
 NAMES = ("images_256", "short_256", "medium_512", "long_1024", "multimodal")
-LAYOUTS = ("dp2-zero1", "tp2-zero1", "tp2-sp-zero1", "cp2-ring-zero1", "pp2-zero1")
+LAYOUTS = ("dp2-zero3", "tp2-zero1", "tp2-sp-zero1", "cp2-ring-zero1", "pp2-zero1")
 STEPS = 4
 TOLERANCE = 1e-5
 WORDS = ("curriculum=small", f"train.steps={STEPS}", "optim.warmup_steps=1", "checkpoint.every=3")
@@ -24,7 +27,9 @@ WORDS = ("curriculum=small", f"train.steps={STEPS}", "optim.warmup_steps=1", "ch
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("curriculum"))
-    write_dataset(str(place.latents), 16, grids=(Grid(2, 4, 4), Grid(1, 6, 4), Grid(3, 4, 4)))
+    grids = (Grid(2, 4, 4), Grid(1, 6, 4), Grid(3, 4, 4))
+    write_dataset(str(place.latents), 16, grids=grids)
+    write_dataset(str(place.root / "hopeless"), 4, grids=grids, bad=dict.fromkeys(range(4), math.nan))
     return place
 
 
@@ -34,9 +39,9 @@ def words(there: Place, name: str, *more: str, **settings: Any) -> list[str]:
     return [*own, *WORDS, *more]
 
 
-def of_two(there: Place, name: str, *more: str) -> Case:
+def words_of_two(there: Place, name: str, *more: str) -> list[str]:
     layouts = (f"stages.{stage}.layout={layout}" for stage, layout in zip(NAMES, LAYOUTS, strict=True))
-    return Case([*words(there, name), *layouts, *more])
+    return [*words(there, name), *layouts, *more]
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +49,32 @@ def alone(there: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, l
     cases = {
         "alone": Case(words(there, "alone", "layout=zero1")),
         "nothing left": Case(words(there, "alone", "layout=zero1")),
+        # its second stage never makes a step; the end of the first one is not kept, and step 3 is
+        "falls back": Case(
+            [
+                *words(there, "falls back", "layout=zero1", f"stages.short_256.data.uri={there.root / 'hopeless'}"),
+                "guard.max_skipped=3",
+                "checkpoint.keep_last=1",
+                "checkpoint.keep_every=3",
+                "checkpoint.keep_stage_ends=false",
+            ]
+        ),
     }
     return dict(zip(cases, run_cases(list(cases.values()), tmp_path_factory.mktemp("one"), processes=1), strict=True))
 
 
 @pytest.fixture(scope="module")
+def together(there: Place, tmp_path_factory: pytest.TempPathFactory) -> list[list[Left]]:
+    """All stages in one start: what each rank still held after each of them."""
+    arguments = (words_of_two(there, "together"),)
+    return run_ranks(left_after_each, arguments, tmp_path_factory.mktemp("together"), processes=2)
+
+
+@pytest.fixture(scope="module")
 def on_two(there: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
-    cases = {"together": of_two(there, "together")}
-    cases |= {f"stage {number}": of_two(there, "apart", f"stage={number}") for number in range(1, 6)}
-    cases["too early"] = of_two(there, "early", "stage=1", "exit.samples=2")
-    cases["gone on"] = of_two(there, "apart", "stage=2")
+    cases = {f"stage {number}": Case(words_of_two(there, "apart", f"stage={number}")) for number in range(1, 6)}
+    cases["too early"] = Case(words_of_two(there, "early", "stage=1", "exit.samples=2"))
+    cases["gone on"] = Case(words_of_two(there, "apart", "stage=2"))
     return dict(zip(cases, run_cases(list(cases.values()), tmp_path_factory.mktemp("two"), processes=2), strict=True))
 
 
@@ -80,9 +101,13 @@ def test_a_run_whose_stages_are_all_done_trains_nothing(alone: dict[str, list[Ou
 
 @pytest.mark.parametrize("name", ["together", "apart"])
 def test_each_change_of_layout_is_exact(
-    there: Place, alone: dict[str, list[Outcome]], on_two: dict[str, list[Outcome]], name: str
+    there: Place,
+    alone: dict[str, list[Outcome]],
+    together: list[list[Left]],
+    on_two: dict[str, list[Outcome]],
+    name: str,
 ) -> None:
-    assert all(outcome.error is None for outcomes in (on_two["together"], on_two["stage 5"]) for outcome in outcomes)
+    assert all(outcome.error is None for outcome in on_two["stage 5"])
     assert [row["layout"] for row in stage_rows(there, name)] == list(LAYOUTS)
     assert there.losses(name) == pytest.approx(there.losses("alone"), rel=TOLERANCE)
 
@@ -109,8 +134,7 @@ def test_a_stage_that_is_behind_the_run_is_refused(on_two: dict[str, list[Outcom
     assert "has gone on to stage 5" in (on_two["gone on"][0].message or "")
 
 
-def test_the_checkpoint_of_a_stages_end_stays(there: Place, on_two: dict[str, list[Outcome]]) -> None:
-    assert on_two["together"][0].error is None
+def test_the_checkpoint_of_a_stages_end_stays(there: Place, together: list[list[Left]]) -> None:
     left = [path.name for path in list_checkpoints(there.run("together") / "checkpoints")]
     assert {f"step_{(number + 1) * STEPS:08d}" for number in range(5)} <= set(left)
 
@@ -120,3 +144,20 @@ def test_the_folder_tells_of_all_stages(there: Place, alone: dict[str, list[Outc
     values = yaml.safe_load((there.run("alone") / "config.yaml").read_text())
     assert values["stage"] == NAMES[-1] and values["train"]["steps"] == STEPS
     assert values["stages"] == {name: {"train": {"steps": STEPS}} for name in NAMES}
+
+
+def test_a_stage_leaves_no_groups_and_no_engine_to_the_next(together: list[list[Left]]) -> None:
+    for stages in together:
+        for layout, left in zip(LAYOUTS, stages, strict=True):
+            assert left["num_groups_during"] > left["num_groups_after"] == 1, layout  # that of all ranks
+            assert not any(left["alive"].values()), layout
+
+
+def test_going_back_into_a_stage_that_was_not_finished_ends_the_run(
+    there: Place, alone: dict[str, list[Outcome]]
+) -> None:
+    (outcome,) = alone["falls back"]
+    assert outcome.error == "NumericsError"
+    assert "of step 3, is from the middle of stage 1, images_256" in outcome.message
+    left = [path.name for path in list_checkpoints(there.run("falls back") / "checkpoints")]
+    assert left == ["step_00000003"]  # from which the same command trains on
