@@ -75,18 +75,30 @@ def check_stage_key(key: str, value: Any, names: Iterable[str], settings: Iterab
 def with_stages(values: dict[str, Any], said: Iterable[str]) -> dict[str, Any]:
     """Composed values in which each stage has all of its settings, and the top ones are those of the chosen stage.
 
-    `said` are the dotted settings of the command line. Raises ConfigError for a stage that is not there.
+    `said` are the dotted settings of the command line. Raises ConfigError for a stage that is not there, and for one
+    that is no mapping of settings.
     """
-    stages: Mapping[str, Any] = values.get(STAGES) or {}
+    stages: Mapping[str, Any] = _mapping(STAGES, values.get(STAGES) or {})
     number = values.get("stage")
     if not stages:
         if number is not None:
             raise ConfigError("stage", number, "has no effect without a curriculum", "add curriculum=sora, or drop it")
         return values
     said = [key for key in said if key != "stage"]
-    resolved = {str(name): _resolved(values, str(name), own or {}, said) for name, own in stages.items()}
+    resolved = {
+        str(name): _resolved(values, str(name), _mapping(f"{STAGES}.{name}", own or {}), said)
+        for name, own in stages.items()
+    }
     chosen = None if number is None else _chosen(number, list(resolved))
     return resolved[chosen or next(iter(resolved))] | {STAGES: resolved, "stage": chosen}
+
+
+def _mapping(field: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            field, value, "is a group of settings, not one value", f"set its fields, as {field}.NAME=VALUE"
+        )
+    return value
 
 
 def _chosen(given: Any, names: list[str]) -> str:
@@ -104,12 +116,15 @@ def _resolved(values: Mapping[str, Any], name: str, own: Mapping[str, Any], said
             rule = "belongs to the whole run and cannot differ between stages"
             raise ConfigError(f"{STAGES}.{name}.{key}", own[key], rule, f"set {key}= for the run")
     settings = {key: value for key, value in own.items() if key not in (ABOUT, BATCH)}
-    merged = _merged({key: value for key, value in values.items() if key not in (STAGES, "stage")}, settings)
+    base = {key: value for key, value in values.items() if key not in (STAGES, "stage")}
+    merged = _merged(base, settings, f"{STAGES}.{name}")
     for key in said:
         if not key.startswith(f"{STAGES}.") and f"{STAGES}.{name}.{key}" not in said:
             _put(merged, key.split("."), values)
-    if own.get(BATCH) is not None and "train.packs_per_step" not in said:
-        merged["train"]["packs_per_step"] = _packs(name, own[BATCH], merged["data"]["tokens_per_pack"])
+    tokens = merged["data"]["tokens_per_pack"]
+    countable = isinstance(tokens, int) and tokens > 0  # the builder says so where it is not
+    if own.get(BATCH) is not None and "train.packs_per_step" not in said and countable:
+        merged["train"]["packs_per_step"] = _packs(name, own[BATCH], tokens)
     return merged
 
 
@@ -124,13 +139,15 @@ def _packs(name: str, batch_tokens: Any, tokens_per_pack: int) -> int:
     return batch_tokens // tokens_per_pack
 
 
-def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any], place: str) -> dict[str, Any]:
     merged: dict[str, Any] = copy.deepcopy(dict(base))
     for key, value in own.items():
         before = merged.get(key)
         # a mapping of sources is one value: what the stage does not name must not stay from another one
-        nested = isinstance(value, Mapping) and isinstance(before, Mapping) and key != "sources"
-        merged[key] = _merged(before, value) if nested and isinstance(before, Mapping) else copy.deepcopy(value)
+        if isinstance(before, Mapping) and key != "sources":
+            merged[key] = _merged(before, _mapping(f"{place}.{key}", value), f"{place}.{key}")
+        else:
+            merged[key] = copy.deepcopy(value)
     return merged
 
 

@@ -84,6 +84,11 @@ REFUSED = [
     (("stages.medium_512.train.steps=9",), "stages.medium_512.train.steps", "curriculum=sora"),
     (("curriculum=small", "stages.medium_512.batch_tokens=1000"), "stages.medium_512.batch_tokens", "2048"),
     (("curriculum=small", "stages.medium_512.batch_tokens=many"), "stages.medium_512.batch_tokens", "whole number"),
+    (("curriculum=small", "data.tokens_per_pack=many"), "data.tokens_per_pack", "must be int"),
+    (("curriculum=small", "data.tokens_per_pack=0"), "data.tokens_per_pack", ">= 1"),
+    (("stages=3",), "stages", "a group of settings"),
+    (("stages={a: 3}",), "stages.a", "a group of settings"),
+    (("stages={a: {data: 3}}",), "stages.a.data", "a group of settings"),
     (("exit.plateau=3",), "exit.plateau", "validation.every"),
 ]
 

@@ -140,6 +140,8 @@ def test_every_cluster_composes() -> None:
         (["cluster.lines=['--time=3']"], r"cluster.lines\[0\]='--time=3': --time has a setting of its own"),
         (["cluster.lines=['--nodes 4']"], r"--nodes has a setting of its own"),
         (["cluster.lines=['--no-requeue']"], r"the scripts set --no-requeue themselves"),
+        (["prompts=[]"], r"prompts=\[\]: must hold at least one"),
+        (["prompts=[' ']"], r"prompts\[0\]=' ': must be one line of words"),
         (["out='my jobs'"], r"out='my jobs': holds a space"),
         (["cluster.partition='a b'"], r"cluster.partition='a b': holds a space"),
         (["cluster.lines=['-C h100']"], r"cluster.lines\[0\]='-C h100': must be a long option"),

@@ -131,6 +131,17 @@ def train_words_are_settings(cfg: SlurmGenRun) -> None:
             raise ConfigError(f"words[{position}]", word, f"{key} has a setting of its own", remedy)
 
 
+def evaluation_has_prompts(cfg: SlurmGenRun) -> None:
+    """The finished run is sampled by a file with one prompt a line; told before it has trained for days."""
+    if not cfg.prompts:
+        raise ConfigError("prompts", [], "must hold at least one", "say what the finished run shall show")
+    for position, prompt in enumerate(cfg.prompts):
+        if prompt.strip() != prompt or "\n" in prompt:
+            raise ConfigError(
+                f"prompts[{position}]", prompt, "must be one line of words", "write it without ends of lines"
+            )
+
+
 _INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 CLUSTER_RULES = (
@@ -142,4 +153,5 @@ CLUSTER_RULES = (
     directives_are_words,
     container_or_venv,
     train_words_are_settings,
+    evaluation_has_prompts,
 )
