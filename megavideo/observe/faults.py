@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from megavideo.observe.rows import append_row, drop_rows
+from megavideo.observe.rows import drop_rows, record_row
 from megavideo.observe.salvage import salvage_rows
 
 FaultKind = Literal[
@@ -43,10 +42,7 @@ class FaultLog:
         """
         time = self._clock().isoformat(timespec="seconds")
         row = {"step": step, "kind": kind, "time": time} | {name: _told(value) for name, value in fields.items()}
-        try:
-            append_row(self.path, row)
-        except OSError as error:
-            logging.getLogger(__name__).warning("%s could not be written (%s): %s", self.path, error, row)
+        record_row(self.path, row)
 
     def _drop_after(self, step: int) -> None:
         kinds = [row.get("kind") for row in salvage_rows(self.path).rows]

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from megavideo.errors import DataError
-from megavideo.observe.rows import drop_rows, read_rows, row_line
+from megavideo.observe.rows import drop_rows, read_rows, record_row
 
 
 class MetricsSink(Protocol):
@@ -34,13 +34,15 @@ class MetricsWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         _drop_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        path.touch()
         self._sinks = tuple(sinks)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append the row of `step`. Values are numbers, strings, None, or lists and mappings of them."""
-        self._file.write(row_line({"step": step} | dict(values)))
-        self._file.flush()
+        """Append the row of `step`. Values are numbers, strings, None, or lists and mappings of them.
+
+        A row that cannot be written, as on a full disk, ends no run: it is logged instead.
+        """
+        record_row(self._path, {"step": step} | dict(values))
         for sink in self._sinks:
             sink.write(step, values)
 
@@ -49,16 +51,13 @@ class MetricsWriter:
 
         Sinks that can (`rewind`) hide what they took of them; the others keep it.
         """
-        self._file.close()
         _drop_after(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
         for sink in self._sinks:
             if hasattr(sink, "rewind"):
                 sink.rewind(step)
 
     def close(self) -> None:
-        """Close the file and the sinks."""
-        self._file.close()
+        """Close the sinks."""
         for sink in self._sinks:
             sink.close()
 

@@ -25,7 +25,7 @@ def row_line(row: Mapping[str, Any]) -> str:
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add `row` to the file, in one write, so that rows of several threads or processes do not mix.
 
-    After a torn line, left by a killed process or a full disk, the row begins a line of its own.
+    After a torn line, left by a killed process, the row begins a line of its own. Raises OSError where room is lacking.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -33,10 +33,29 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         data = b"\n" * torn + row_line(row).encode()
-        while data:  # a disk that gets full takes a part, and says so when it is asked again
-            data = data[os.write(descriptor, data) :]
+        _write_all(descriptor, data, size)
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes, size: int) -> None:
+    """Write at the end of a file of `size` bytes; a disk that gets full takes a part, which is then taken back."""
+    rest = data
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError:
+        if os.fstat(descriptor).st_size == size + len(data) - len(rest):  # else another process has written since
+            os.ftruncate(descriptor, size)
+        raise
+
+
+def record_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add `row` as `append_row` does. One that cannot be written, as on a full disk, ends no run: it is logged."""
+    try:
+        append_row(path, row)
+    except OSError as error:
+        _log.warning("%s could not be written (%s): %s", path, error, row)
 
 
 def read_rows(path: Path) -> Iterator[Row]:

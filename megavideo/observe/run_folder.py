@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megavideo.errors import DataError
 from megavideo.observe.whole_file import write_whole
 
 _REPORTED_PACKAGES = ("torch", "deepspeed", "megatron-core", "diffusers", "mosaicml-streaming")
@@ -82,6 +83,16 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Folder of TensorBoard events."""
         return self.root / "tensorboard"
+
+
+def folder_content(place: Path) -> list[Path]:
+    """What lies in a folder. Raises DataError where it is none, or may not be read."""
+    try:
+        return list(place.iterdir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{place}: is no folder. Remedy: name a run folder, as runs/small") from error
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read ({error.strerror}). Remedy: ask its owner for access") from error
 
 
 def create_run_folder(root: Path, config_yaml: str, command: Sequence[str]) -> RunFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from megavideo.errors import DataError
 from megavideo.observe.liveness import State, fault_age, state_of
 from megavideo.observe.progress import eta_seconds
 from megavideo.observe.rows import Row
-from megavideo.observe.run_folder import RunFolder
+from megavideo.observe.run_folder import RunFolder, folder_content
 from megavideo.observe.salvage import Salvage, last_rows, read_settings, salvage_rows
 from megavideo.observe.stages import StageRow, has_ended, merge_stages, planned_steps
 from megavideo.observe.trend import Trend, trend_of
@@ -111,18 +112,14 @@ class RunStatus:
 def find_runs(places: Sequence[str]) -> list[Path]:
     """The run folders that `places` name: each is one, or a folder of them.
 
-    Raises DataError for a place that is missing, no folder, or without any run.
+    Raises DataError for a place that is missing, no folder, not to be read, or without any run. Runs in it that may not
+    be read are passed over.
     """
     found: list[Path] = []
     for text in places:
         place = Path(text)
-        if not place.is_dir():
-            raise DataError(f"{text}: is no folder. Remedy: name a run folder, as runs/small, or a folder of them")
-        try:
-            children = list(place.iterdir())
-            inside = sorted(child for child in children if _is_run(child))
-        except OSError as error:
-            raise DataError(f"{text}: cannot be read ({error.strerror}). Remedy: ask its owner for access") from error
+        children = folder_content(place)
+        inside = sorted(child for child in children if _is_run(child))
         if not _is_run(place) and not inside and children:
             raise DataError(f"{text}: neither a run folder nor a folder of them. Remedy: name what `output` and `name` "
                             "of the run lead to, as runs/small")  # fmt: skip
@@ -213,7 +210,7 @@ def find_checkpoints(checkpoints: Path) -> list[tuple[int, float]]:
     for manifest in checkpoints.glob("step_*/manifest.json"):
         step = manifest.parent.name.removeprefix("step_")
         if step.isdecimal():
-            with contextlib.suppress(FileNotFoundError):  # removed since it was found
+            with contextlib.suppress(OSError):  # removed since it was found, or not to be read
                 found.append((int(step), manifest.stat().st_mtime))
     return sorted(found)
 
@@ -253,7 +250,7 @@ def _damage(folder: RunFolder, settings: Mapping[str, Any] | None, *read: Salvag
 
 def _is_run(place: Path) -> bool:
     folder = RunFolder(place)
-    return place.is_dir() and (folder.config.exists() or folder.metrics.exists())
+    return os.path.isfile(folder.config) or os.path.isfile(folder.metrics)  # False as well where one may not look
 
 
 def _age(path: Path, now: float) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +18,23 @@ _FRAMES_PER_SAMPLE = 8
 
 
 class TensorBoardSink:
-    """Writes every finite number of a row as a scalar. Rows of a killed run after `resume_step` are hidden."""
+    """Writes every finite number of a row as a scalar. Rows of a killed run after `resume_step` are hidden.
+
+    What cannot be written, as on a full disk, ends no run: it is logged, and the rest of this start is left out.
+    """
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         """Open an event file in `folder`. Raises ConfigError where tensorboard is not installed."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._failed = False
         self._writer = _open(folder, resume_step + 1 if resume_step > 0 else None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Take the values of one step."""
-        for name, value in numeric_values(values).items():
-            self._writer.add_scalar(name, value, global_step=step)
+        with self._writing() as writer:
+            for name, value in numeric_values(values).items():
+                writer.add_scalar(name, value, global_step=step)
 
     def write_validation(self, step: int, values: Mapping[str, Any]) -> None:
         """Take a row of validation.jsonl: `loss` and `loss_ema`, and both at each of `levels`, as scalars."""
@@ -35,9 +42,10 @@ class TensorBoardSink:
         for name in ("by_level", "by_level_ema"):
             for level, loss in zip(values.get("levels") or (), values.get(name) or (), strict=False):
                 scalars[f"{name}/{level:.3f}"] = loss
-        for name, value in numeric_values(scalars).items():
-            self._writer.add_scalar(f"validation/{name}", value, global_step=step)
-        self._writer.flush()
+        with self._writing() as writer:
+            for name, value in numeric_values(scalars).items():
+                writer.add_scalar(f"validation/{name}", value, global_step=step)
+            writer.flush()
 
     def write_samples(self, step: int, samples: Sequence[tuple[str, np.ndarray]], scale: int = 1) -> None:
         """Take samples, (prompt, frames uint8 [T, H, W, 3]) each, as one picture; nothing where there is none."""
@@ -48,22 +56,44 @@ class TensorBoardSink:
         from megavideo.observe.pictures import contact_sheet
 
         sheet = np.asarray(contact_sheet(samples, _FRAMES_PER_SAMPLE, scale))
-        self._writer.add_image("samples", sheet, global_step=step, dataformats="HWC")
-        self._writer.flush()
+        with self._writing() as writer:
+            writer.add_image("samples", sheet, global_step=step, dataformats="HWC")
+            writer.flush()
 
     def write_stage(self, step: int, text: str) -> None:
         """Take what a stage that begins with `step` is called and is made of."""
-        self._writer.add_text("stage", text, global_step=step)
-        self._writer.flush()
+        with self._writing() as writer:
+            writer.add_text("stage", text, global_step=step)
+            writer.flush()
 
     def rewind(self, step: int) -> None:
         """Hide what was taken of steps after `step`, where a run goes back to a checkpoint."""
-        self._writer.close()
-        self._writer = _open(self._folder, step + 1)
+        self.close()
+        self._writer, self._failed = _open(self._folder, step + 1), False
 
     def close(self) -> None:
         """Write out what is held back."""
-        self._writer.close()
+        with self._writing() as writer:
+            writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """The writer, whose thread ends with its first error, which each later call would raise again."""
+        if self._failed:
+            yield _Nowhere()
+            return
+        try:
+            yield self._writer
+        except OSError as error:
+            self._failed = True
+            logging.getLogger(__name__).warning("no more TensorBoard events in %s: %s", self._folder, error)
+
+
+class _Nowhere:
+    """Takes every call of a writer that has failed."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 def _open(folder: Path, purge_step: int | None) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megavideo.observe.rows import append_row, drop_rows
+from megavideo.observe.rows import drop_rows, record_row
 
 
 class ValidationLog:
@@ -25,9 +25,9 @@ class ValidationLog:
 
         Values are `loss` and `loss_ema` (None without an average), `levels` [L] (0 clean, 1 noise) with `by_level` [L]
         and `by_level_ema` [L], and `cells`, a list of {`level`, `area`, `frames`, `loss`, `loss_ema`, `count`} with the
-        pixels of a frame, the frames and the number of clips.
+        pixels of a frame, the frames and the number of clips. A row that cannot be written ends no run: it is logged.
         """
-        append_row(self.path, {"step": step, "stage": stage} | dict(values))
+        record_row(self.path, {"step": step, "stage": stage} | dict(values))
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`, where a run goes back to a checkpoint."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from megavideo.config.schema.report import ReportRun
 from megavideo.errors import DataError
 from megavideo.observe.faults import FaultLog
 from megavideo.observe.metrics import MetricsWriter
+from megavideo.observe.report.write import write_report
 from megavideo.observe.salvage import last_rows, salvage_rows
 from megavideo.observe.stages import StageLog, StageRow
 from megavideo.observe.status import RunStatus, find_runs, read_status
@@ -78,6 +82,26 @@ def test_ends_are_told_apart(tmp_path: Path) -> None:
     assert _status(stopped).note == "rank 3 hung: all_reduce, at step 60"
     _write(stopped, steps=40, age=5.0)  # it goes on from a checkpoint before that
     assert _status(stopped).state == "running"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_what_may_not_be_read_is_told_or_passed_over() -> None:
+    root = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    try:
+        root.chmod(0o755)
+        _write(root / "open", steps=0).chmod(0o755)
+        _write(root / "private", steps=0).chmod(0o700)
+        _write(root / "private" / "run", steps=0)
+        os.seteuid(65534)
+        assert find_runs([str(root)]) == [root / "open"]
+        for place in ("private", "private/run"):
+            with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+                find_runs([str(root / place)])
+            with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+                write_report(ReportRun(), root / place)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(root)
 
 
 def test_a_run_that_was_started_again_is_starting(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def evaluation_has_prompts(cfg: SlurmGenRun) -> None:
     for position, prompt in enumerate(cfg.prompts):
         if prompt.strip() != prompt or "\n" in prompt:
             raise ConfigError(
-                f"prompts[{position}]", prompt, "must be one line of words", "write it without ends of lines"
+                f"prompts[{position}]", prompt, "must be one line of words", "write it without spaces around it"
             )
 
 

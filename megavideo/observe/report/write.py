@@ -10,16 +10,16 @@ from megavideo.errors import DataError
 from megavideo.observe.report.content import page_text
 from megavideo.observe.report.record import read_record
 from megavideo.observe.report.summary import RunReport, summarise
+from megavideo.observe.run_folder import folder_content
 from megavideo.observe.whole_file import write_whole
 
 
 def write_report(cfg: ReportRun, root: Path) -> RunReport:
     """Write the page of the run in `root`, which may still be at work, and return its numbers.
 
-    Raises DataError where `root` is no folder or the page cannot be written.
+    Raises DataError where `root` is no folder or cannot be read, and where the page cannot be written.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: is no folder. Remedy: name a run folder, as runs/small")
+    folder_content(root)
     record = read_record(root)
     page = Path(cfg.out) if cfg.out is not None else record.folder.report
     report = summarise(record, page)
