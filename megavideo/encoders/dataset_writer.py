@@ -29,6 +29,7 @@ from megavideo.data.dataset import (
     parse_info,
     version_name,
 )
+from megavideo.data.files import writing
 from megavideo.data.storage import Storage
 from megavideo.errors import DataError
 from megavideo.types import SampleInfo
@@ -39,7 +40,7 @@ _HASH = "xxh64"
 class ShardWriter:
     """Writes samples to shards, moving each to the storage as soon as it is full. Made by `writing_shards`.
 
-    A shard is stored as `prefix`, its number and its hash.
+    A shard is stored as `prefix`, its number and its hash. A disk that refuses is a DataError.
     """
 
     def __init__(self, storage: Storage, prefix: str, staging: Path, shard_bytes: int) -> None:
@@ -59,13 +60,15 @@ class ShardWriter:
     ) -> None:
         """Append a sample: latent [C, t, h, w], float16, and of each caption its text [L, text_dim] and weight."""
         row: dict[str, Any] = {"sample_id": sample.sample_id, "latent": latent, "caption": sample.caption}
-        self._shards.write(row | {"fps": np.float64(sample.fps)} | join_texts(texts, weights))
+        with writing(self._staging):
+            self._shards.write(row | {"fps": np.float64(sample.fps)} | join_texts(texts, weights))
         self.num_samples += 1
         self._move_shards()
 
     def finish(self) -> list[dict[str, Any]]:
         """Write the last shard; gives the entries of all of them for an index."""
-        self._shards.finish()
+        with writing(self._staging):
+            self._shards.finish()
         self._move_shards()
         entries: list[dict[str, Any]] = json.loads((self._staging / INDEX_NAME).read_bytes())["shards"]
         for entry in entries:

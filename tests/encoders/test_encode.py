@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -131,6 +132,22 @@ def test_weights_may_be_moved(clips: Path, tmp_path: Path) -> None:
     make_wan(new / "vae", base_dim=8)
     with pytest.raises(ConfigError, match=r"autoencoder\.path=.*other weights"):
         encode(settings(new, tmp_path / "list"))
+
+
+def test_a_full_disk_is_told_and_made_up_for(clips: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the end of the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ingest(IngestRun(src=str(clips), out=str(tmp_path / "list")))
+    # small weights, and shards that are larger
+    small, wide = dataclasses.replace(PCA, channels=1), dataclasses.replace(BYTES, dim=2048)
+    cfg = run(tmp_path / "list", tmp_path / "out", autoencoder=small, text_encoder=wide)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"shards: cannot be written \(File too large\)"):
+            encode(cfg)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert encode(cfg).num_samples == 4
 
 
 def test_existing_dataset_is_kept(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
