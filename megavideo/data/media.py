@@ -223,6 +223,8 @@ def _iter_video(path: Path, whole: bool, seek_seconds: float | None = None) -> I
                 container.seek(int(seek_seconds / float(stream.time_base)), stream=stream)
             packets = _whole_packets(path, container, stream) if whole else _demuxed(container, stream)
             yield from _presentation_order(_decoded(path, packets, stream))
+    except (FileNotFoundError, PermissionError) as error:
+        raise _cannot_read(path, error) from error
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: damaged or not a video ({reason})") from error
@@ -339,5 +341,12 @@ def read_image(path: Path) -> np.ndarray:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.array(image.convert("RGB"))
+    except (FileNotFoundError, PermissionError) as error:
+        raise _cannot_read(path, error) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: damaged or not an image ({error})") from error
+
+
+def _cannot_read(path: Path, error: OSError) -> DataError:
+    """A file that is gone or barred is not damaged."""
+    return DataError(f"{path}: cannot be read ({error.strerror})")

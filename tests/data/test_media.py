@@ -129,6 +129,12 @@ def test_an_anchor_changes_nothing(tmp_path: Path, name: str, codec: str) -> Non
         list(iter_frames(path, 149, 2, Anchor(149, seconds[149])))
 
 
+@pytest.mark.parametrize("name", ["gone.mp4", "gone.png"])
+def test_a_file_that_is_gone_is_not_called_damaged(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"gone\.(mp4|png): cannot be read \(No such file or directory\)"):
+        decode_frames(tmp_path / name, 0, 1)
+
+
 def test_a_clock_that_jumps_by_weeks_is_damage(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mkv", moving_square(3, 32, 48), times=[0, 40, 10**10])
     with pytest.raises(DataError, match=r"a\.mkv: damaged \(its clock runs 1e\+07 s over 3 frames"):

@@ -24,14 +24,14 @@ class CutsConfig:
 class FiltersConfig:
     """Which clips are kept (group `filters`); null leaves a threshold out, and its score is recorded all the same.
 
-    Shots longer than `max_seconds` are cut into equal pieces, those shorter than `min_seconds` dropped. `letterbox`
-    cuts black bars away. `min_change` is for static clips: the change over time of the 8 x 8 block that changes most,
-    in levels of 255. `min_motion` and `max_motion` bound the optical flow, in % of the picture's diagonal a second;
-    `min_sharpness` the contrast of fine detail, in levels of 255; `min_aesthetic` a statistic of colour, contrast and
-    detail, 0..1. Images pass all that concerns time. `duplicate_bits` drops a clip whose perceptual hash of 256 bits
-    differs from a kept one's in so many bits or fewer. `own` names scores of one's own with their threshold, as
-    `mypackage.module.function>=0.5`, or without one to record the score only; when the file of its module changes,
-    clips are measured anew.
+    Shots longer than `max_seconds` are cut into pieces of equally many frames, those shorter than `min_seconds`
+    dropped. `letterbox` cuts black bars away. `min_change` is for static clips: the change over time of the 8 x 8 block
+    that changes most, in levels of 255. `min_motion` and `max_motion` bound the optical flow, in % of the picture's
+    diagonal a second; `min_sharpness` the contrast of fine detail, in levels of 255; `min_aesthetic` a statistic of
+    colour, contrast and detail, 0..1. Images pass all that concerns time. `duplicate_bits` drops a clip whose
+    perceptual hash of 256 bits differs from a kept one's in so many bits or fewer. `own` names scores of one's own with
+    their threshold, as `mypackage.module.function>=0.5`, or without one to record the score only; when the file of its
+    module changes, clips are measured anew.
     """
 
     min_seconds: float = setting(0.1, minimum=0.0)

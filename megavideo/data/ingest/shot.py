@@ -79,7 +79,10 @@ class Shot:
         return bars.box(), bars.lines()
 
     def windows(self, max_seconds: float | None, rate: Callable[[list[float]], float]) -> Iterator[Window]:
-        """The shot in equal pieces of at most `max_seconds`; `rate` gives frames a second of a list of times."""
+        """The shot in pieces of equally many frames, in the mean of at most `max_seconds`.
+
+        `rate` gives frames a second of a list of times.
+        """
         count = len(self._times)
         pieces = 1 if max_seconds is None else math.ceil(count / rate(self._times) / max_seconds - 1e-9)
         pieces = max(1, min(pieces, count))
