@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one thread for torch, the root of the checkout, an S3 bucket, and real clips if at hand."""
+"""Fixtures of all tests: one thread for torch, the root of the checkout, a bucket, a small disk, and real clips."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.full_disk import mounted_disk
 from tests.s3_bucket import s3_test_bucket
 
 # Set before torch or DeepSpeed is imported by any test.
@@ -32,6 +33,13 @@ def real_clips(repo_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of real clips: set MEGAVIDEO_CLIPS")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MB."""
+    with mounted_disk(tmp_path / "disk") as place:
+        yield place
 
 
 @pytest.fixture

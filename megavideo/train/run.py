@@ -125,8 +125,7 @@ class _Run:
     def _stage(self, stage: Stage, position: Position) -> None:
         """One stage to its end, if it is that of the checkpoint that can be read."""
         parts = self._parts(stage, position)
-        self._place.prepare(stage, self._stages, parts.dataset, self._launch)
-        self._place.tell_sampling(parts, self._launch)
+        self._place.prepare(stage, self._stages, parts)
         begin, restored = self._restored(parts)
         after = next_stage(self._stages, restored, begin)
         if after is not None and (after[0].number, after[1].first_step) == (stage.number, position.first_step):

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megavideo.checkpoint.agreement import from_rank_0
 from megavideo.config.curriculum import Stage
 from megavideo.config.dump import to_yaml
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, info_bytes, parse_info
+from megavideo.data.dataset import ENCODERS_PREFIX, info_bytes, parse_info
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.storage import Storage, download_all, open_storage, write_file
 from megavideo.data.table import most_common_fps
 from megavideo.encoders.folder import same_encoders
-from megavideo.errors import ConfigError
+from megavideo.errors import CheckpointError, ConfigError
 from megavideo.generate.loaded_run import SAMPLING_FILE
 from megavideo.observe.run_folder import RunFolder, create_run_folder
 from megavideo.parallel.distributed import Launch
@@ -59,12 +60,13 @@ class RunPlace:
             return config.data.version
         return parse_info(str(self.folder.root), copy.read_bytes()).version or None
 
-    def prepare(self, stage: Stage, stages: Sequence[Stage], dataset: LatentDataset, launch: Launch) -> None:
+    def prepare(self, stage: Stage, stages: Sequence[Stage], parts: Parts) -> None:
         """Make or go on with the folder; a collective call. Of the other `stages` it is told how long they are.
 
-        Raises ConfigError where the stage was begun on another dataset, or the run with another autoencoder.
+        Raises ConfigError where the stage was begun on another dataset, or the run with another autoencoder, and
+        CheckpointError, on every rank, where it cannot be written.
         """
-        copy = self._dataset_copy(stage.config)
+        dataset, copy = parts.dataset, self._dataset_copy(stage.config)
         if copy.exists() and copy.read_bytes() != info_bytes(dataset.info):
             raise ConfigError(
                 "data.uri",
@@ -80,18 +82,23 @@ class RunPlace:
                 "encode it with the same ones, or name= another run",
             )
         dist.barrier()  # every rank has read the old settings before the first one replaces them
-        if launch.rank == 0:
-            lengths = {other.name: {"train": {"steps": other.config.train.steps}} for other in stages if other.name}
-            create_run_folder(self.folder.root, to_yaml(replace(stage.config, stages=lengths)), sys.argv)
-            write_file(copy, info_bytes(dataset.info))
-            download_all(dataset.storage, ENCODERS_PREFIX, self.folder.encoders)
-        dist.barrier()
+        from_rank_0(lambda: self._write(stage, stages, parts))
 
-    def tell_sampling(self, parts: Parts, launch: Launch) -> None:
-        """Write what sampling needs of the dataset besides its encoders: the most common frame rate of its clips."""
-        if launch.rank == 0:
+    def _write(self, stage: Stage, stages: Sequence[Stage], parts: Parts) -> None:
+        """Settings, facts of the dataset, and what sampling needs of it: its encoders and most common frame rate."""
+        dataset = parts.dataset
+        lengths = {other.name: {"train": {"steps": other.config.train.steps}} for other in stages if other.name}
+        try:
+            create_run_folder(self.folder.root, to_yaml(replace(stage.config, stages=lengths)), sys.argv)
+            write_file(self._dataset_copy(stage.config), info_bytes(dataset.info))
+            download_all(dataset.storage, ENCODERS_PREFIX, self.folder.encoders)
             fps = most_common_fps(parts.feed.selected.table)
             write_file(self.folder.root / SAMPLING_FILE, json.dumps({"fps": fps}).encode())
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder.root}: the run folder cannot be written ({error}). Remedy: make room or correct the "
+                "rights, or give another folder as output="
+            ) from error
 
     def _dataset_copy(self, config: TrainRun) -> Path:
         return self.folder.root / (f"dataset_{config.stage}.json" if config.stage else "dataset.json")

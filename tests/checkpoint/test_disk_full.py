@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 
 from megavideo.checkpoint.manifest import list_checkpoints
@@ -15,22 +12,7 @@ from megavideo.config.schema.checkpoint import CheckpointConfig
 from megavideo.parallel.fragments import Fragment
 from megavideo.parallel.sharding import WHOLE
 from tests.checkpoint.states import check, fragments, header
-
-DISK_BYTES = 12 << 20
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(place)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no right to mount a tmpfs ({error})")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+from tests.full_disk import fill
 
 
 def large(step: int, rank: int) -> list[Fragment]:
@@ -64,9 +46,7 @@ def test_a_disk_without_any_room_left(small_disk: Path) -> None:
     with Checkpointer(CheckpointConfig(keep_last=2), folder, SaveGroup(0, 1, "one")) as checkpointer:
         checkpointer.save(header(1), fragments(1))
         checkpointer.wait(required=True)
-        with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(4096))
+        fill(small_disk)
         checkpointer.save(header(2), fragments(2))
         checkpointer.wait()
         (small_disk / "filler").unlink()
