@@ -9,6 +9,7 @@ from megavideo.checkpoint.place import Place, SaveId
 from megavideo.checkpoint.waiting import Patience
 
 _ATTEMPTS, _PAUSE_SECONDS = 6, 0.1
+_DONE_SECONDS = 60.0  # all that ranks have to do is to look once more
 _NO_REASON = "no room even for the reason"
 
 
@@ -72,13 +73,13 @@ class Notes:
         return note == good, text or ("" if note == good else _NO_REASON)
 
     def end(self) -> None:
-        """Remove all notes once every rank has left `done`; else the next start of the run does."""
+        """Remove all notes once every rank has left `done`; where one does not, the next start of the run will."""
 
         def all_done() -> bool | None:
             left = set(self.place.notes(self.save))
             return True if all(_of_rank("done", rank) in left for rank in range(self.world_size)) else None
 
-        if self.patience.wait_for(all_done):
+        if self.patience.wait_for(all_done, most_seconds=_DONE_SECONDS):
             self.place.end(self.save)
 
 

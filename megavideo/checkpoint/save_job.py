@@ -8,6 +8,7 @@ last and tells `copied` or `not_copied`. At the end each leaves `done_RRRRR`, af
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from megavideo.checkpoint.rank_part import RankPart, manifest_of
 from megavideo.checkpoint.retention import Retention
 from megavideo.checkpoint.snapshot import RankState
 from megavideo.checkpoint.waiting import Patience
-from megavideo.errors import CheckpointError
+from megavideo.errors import CheckpointError, MegavideoError
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,19 @@ class SaveJob:
                 result = self._lead(notes, task, files, fault)
             else:
                 result = self._follow(notes, files)
+        except Exception as error:  # noqa: BLE001 - told to the thread that trains
+            return SaveResult(failure=f"rank {self.rank}: {_reason(error)}")
+        self._clear_up(notes)
+        return result
+
+    def _clear_up(self, notes: Notes) -> None:
+        """What goes wrong here leaves notes behind, for the next start to remove; the save itself is over."""
+        try:
             notes.leave("done")
             if self.rank == 0:
                 notes.end()
-        except Exception as error:  # noqa: BLE001 - told to the thread that trains
-            return SaveResult(failure=f"rank {self.rank}: {_reason(error)}")
-        return result
+        except (OSError, MegavideoError) as error:
+            logging.getLogger(__name__).warning("%s: its notes stay (%s)", notes.save.name, error)
 
     def _write(self, notes: Notes, task: SaveTask) -> tuple[list[FileEntry], str]:
         """This rank's files, and what went wrong, which others are told as far as that is possible."""

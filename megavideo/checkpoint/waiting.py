@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -27,12 +28,14 @@ class Patience:
             self._left_at = time.monotonic()
             self._leaving.set()
 
-    def wait_for(self, find: Callable[[], Found | None], times: int = 1) -> Found | None:
-        """What `find` returns as soon as it is not None; None after so many times the limit."""
+    def wait_for(
+        self, find: Callable[[], Found | None], times: int = 1, most_seconds: float = math.inf
+    ) -> Found | None:
+        """What `find` returns as soon as it is not None; None after so many times the limit, or `most_seconds`."""
         begin, pause = time.monotonic(), _FIRST_SECONDS
         while (found := find()) is None:
             now = time.monotonic()
-            end = begin + times * self.limit_seconds
+            end = begin + min(times * self.limit_seconds, most_seconds)
             if self._leaving.is_set():
                 end = min(end, self._left_at + times * self._leave_seconds)
                 time.sleep(pause)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megavideo.checkpoint import save_job
+from megavideo.checkpoint import notes, save_job
 from megavideo.checkpoint.folder_place import FolderPlace
 from megavideo.checkpoint.manifest import Header, list_checkpoints, read_manifest
 from megavideo.checkpoint.place import SaveId
@@ -150,6 +150,26 @@ def test_a_failing_rank_gives_the_save_up_everywhere_and_the_run_goes_on(
     assert len(list(tmp_path.iterdir())) == 2
     (told,) = [record.getMessage() for record in caplog.records]
     assert "step_00000002: NOT SAVED, and the run goes on; the checkpoints before it are untouched. rank 1" in told
+
+
+def test_a_save_whose_last_note_cannot_be_left_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    post = FolderPlace.post
+
+    def refuse(self: FolderPlace, save: SaveId, note: str, text: str) -> None:
+        if note == "done_00001":
+            raise OSError(28, "No space left on device")
+        post(self, save, note, text)
+
+    monkeypatch.setattr(FolderPlace, "post", refuse)
+    monkeypatch.setattr(notes, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(notes, "_DONE_SECONDS", 0.5)
+    with ExitStack() as stack:
+        made = ranks(stack, tmp_path, config())
+        save_all(made, 1)
+        for checkpointer in made:
+            checkpointer.wait(required=True)
+            assert [event.failure for event in checkpointer.poll()] == [None]
+    assert [check(folder) for folder in list_checkpoints(tmp_path)] == [1]
 
 
 def test_three_failures_in_a_row_end_the_run_on_every_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
