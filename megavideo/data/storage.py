@@ -95,8 +95,9 @@ class LocalStorage:
         names: list[str] = []
         with _reading(self.folder):
             for folder, _, files in os.walk(self.folder, onerror=_raise_unless_gone):
-                below = Path(folder).relative_to(self.folder)
-                names += [(below / name).as_posix() for name in files if not name.startswith(TEMPORARY_PREFIX)]
+                whole = (name for name in files if not name.startswith(TEMPORARY_PREFIX))
+                there = (path for name in whole if (path := Path(folder, name)).is_file())  # no link that leads nowhere
+                names += [path.relative_to(self.folder).as_posix() for path in there]
         return sorted(name for name in names if name.startswith(prefix))
 
     def copy_to(self, name: str, file: BinaryIO, on_progress: Callable[[], None] = lambda: None) -> None:

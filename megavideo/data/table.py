@@ -80,14 +80,6 @@ class SampleTable:
         for begin in range(0, self.num_samples, CHUNK):
             yield slice(begin, min(begin + CHUNK, self.num_samples))
 
-    def save(self, folder: Path) -> None:
-        """Write one `.npy` file a column into a new folder."""
-        folder.mkdir(parents=True)
-        for field in fields(self):
-            if field.name != "groups":
-                np.save(folder / f"{field.name}.npy", getattr(self, field.name))
-        save_groups(folder, self.groups)
-
 
 def make_table(samples: Iterable[SampleInfo], sources: Sequence[str] = ()) -> SampleTable:
     """The table of all samples of a dataset, at hand in any order; a latent's cell stands for one pixel.

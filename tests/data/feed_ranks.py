@@ -14,6 +14,7 @@ from megavideo.data.dataset import open_dataset
 from megavideo.data.plan import WHOLE_RUN, StagePlace
 from megavideo.data.shards import ShardReader, StreamOptions
 from megavideo.diffusion.objective import build_objective
+from megavideo.parallel.forked import end_with_parent
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.train.feed import Feed
 
@@ -72,6 +73,7 @@ def make_feed(start: Start, rank: int, place: StagePlace = WHOLE_RUN) -> Feed:
 
 
 def _run(start: Start, rank: int, connection: Connection) -> None:
+    end_with_parent()
     os.environ.update(start.environment)
     inputs = make_feed(start, rank).steps(start.begin, start.steps, depth=2)
     seen: dict[int, Visits] = {}

@@ -43,6 +43,8 @@ def test_local(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "store"))
     assert storage.list() == []
     exercise(storage, tmp_path)
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "nowhere")
+    assert "link" not in storage.list() and not storage.exists("link")
     assert open_storage(f"file://{tmp_path}/store").read_bytes("a/b.bin") == b"two"
 
 
