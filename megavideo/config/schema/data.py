@@ -16,7 +16,7 @@ class DataConfig:
     tokens, at most `text_tokens_per_pack` caption tokens and at most `max_segments` samples (null: as many as the data
     asks for). `sources` says how often samples are seen beside those that it does not name, which are seen once an
     epoch: its names are `image`, `video`, or patterns as in `films/*` over the manifest's source; the first that fits
-    counts, and 0 leaves out.
+    counts, and 0 leaves out; all others are at most a thousand times apart.
 
     `area` (height times width) and `frames` are ranges of pixels and pixel frames, both ends included; samples outside
     are not trained on.

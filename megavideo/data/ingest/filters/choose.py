@@ -82,9 +82,12 @@ def bounds(filters: FiltersConfig) -> tuple[Bound, ...]:
 
 
 def own_digests(own_paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Hashes of the files in which a user's functions stand. Raises ConfigError for one that cannot be imported."""
-    files = [getattr(_module(path), "__file__", None) for path in own_paths]
-    return tuple(hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else "" for file in files)
+    """Hashes of the files in which a user's functions stand, empty for what stands in none.
+
+    Raises ConfigError for one that cannot be imported.
+    """
+    files = [Path(getattr(_module(path), "__file__", None) or "") for path in own_paths]
+    return tuple(hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "" for file in files)
 
 
 def _load(path: str) -> Score:
