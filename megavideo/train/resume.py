@@ -12,6 +12,7 @@ from megavideo.checkpoint.candidates import newest_manifest
 from megavideo.checkpoint.place import Storage
 from megavideo.config.dump import from_yaml
 from megavideo.config.schema.train import TrainRun
+from megavideo.config.word import as_word
 from megavideo.data.selection import num_held_out
 from megavideo.errors import ConfigError
 from megavideo.train.position import Position, read_position
@@ -44,7 +45,7 @@ def check_same_run(config: TrainRun, config_file: Path) -> None:
                 name,
                 new,
                 f"the run in {config_file.parent} was started with {old!r}",
-                f"set {name}={old} to go on with it, or name= another run",
+                f"write {as_word(name, old)} to go on with it, or name= another run",
             )
     if same_stage and num_held_out(before) != num_held_out(config):
         raise ConfigError(
