@@ -43,12 +43,19 @@ def _guarded(given: Sequence[str]) -> int:
     except MegavideoError as error:
         kind = "stopped" if isinstance(error, StopRequested) else "error"
         print(f"{kind}: {error}", file=sys.stderr)
-        if as_json and leads(os.environ):
+        if as_json and _reports(given):
             tell(to_json({"error": _error_object(error)}))
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _reports(given: Sequence[str]) -> bool:
+    """Whether this process is the one that tells of an error: rank 0 of a distributed verb, every one of others."""
+    name, _ = split_verb(given)
+    alone = name in verb_names() and not find_verb(name).distributed
+    return alone or leads(os.environ)
 
 
 def _dispatch(given: Sequence[str]) -> int:

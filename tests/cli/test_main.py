@@ -203,6 +203,17 @@ def test_config_error_as_json_names_its_parts(capfd: pytest.CaptureFixture[str])
     assert error["remedy"] in error["message"]
 
 
+def test_each_task_of_a_job_tells_its_own_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert main(["ingest", "src=a", "--json"]) == 2  # tasks share work, but each is a command of its own
+    assert json.loads(capfd.readouterr().out)["error"]["field"] == "out"
+    assert main(["train", "data.uri=a", "model.heads=3", "--json"]) == 2
+    assert capfd.readouterr().out == ""  # rank 0 tells it
+
+
 def test_interrupt_is_130_and_a_defect_keeps_its_traceback(room: Callable[..., None]) -> None:
     def interrupted(cfg: Any) -> None:
         raise KeyboardInterrupt
