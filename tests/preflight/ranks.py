@@ -15,6 +15,7 @@ import torch
 from megavideo.config.load import load
 from megavideo.config.schema.preflight import PreflightRun
 from megavideo.parallel.distributed import free_port
+from megavideo.parallel.forked import end_with_parent
 from megavideo.preflight.judge import PreflightReport
 from megavideo.preflight.links import exchange_bytes
 from megavideo.preflight.run import preflight
@@ -72,6 +73,7 @@ class Ranks:
 
 
 def _serve(pipe: Connection, rank: int, count: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     launch = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(launch, SLURMD_NODENAME=f"n{rank}", SLURM_STEP_NODELIST=f"n[0-{count - 1}]")
