@@ -198,6 +198,18 @@ def test_a_curriculum_that_is_asked_for_wrongly_submits_nothing(
     assert (status, asked) == (2, []) and message in errors
 
 
+def test_a_run_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:
+    script = tmp_path / "evaluate.sbatch"
+    words = ["cluster=laptop_test", "cluster.nodes=2", "cluster.venv=null", "run=micro", "curriculum=none"]
+    script.write_text(render(*words)[script.name])
+    environment = {"PATH": "/usr/bin:/bin", "MEGAVIDEO_RUN": "mistyped", "SLURM_CPUS_PER_TASK": "1"}
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "error: runs/mistyped is no run folder" in done.stderr
+    assert list(tmp_path.iterdir()) == [script]
+
+
 def test_nothing_is_written_for_a_layout_that_does_not_fit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, found = report(capfd, "cluster.nodes=1", f"out={tmp_path}")
     assert status == 2 and found["error"]["field"] == "layout"
