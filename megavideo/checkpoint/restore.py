@@ -72,6 +72,11 @@ def restore_weights(place: Path | str, engine: Engine) -> Manifest:
     """
 
     def fill() -> Manifest:
+        if "://" in str(place):
+            raise CheckpointError(
+                f"{place}: weights are read from a folder. Remedy: bring them here, as with megavideo checkpoint "
+                f"reshard {place} out=weights ranks=1, and give that folder"
+            )
         reader = CheckpointReader(find_checkpoint(Path(place)))
         if engine.zero < 3:
             reader.fill_parameters(engine.local_parameters())

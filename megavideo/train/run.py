@@ -7,7 +7,6 @@ import logging
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -145,7 +144,7 @@ class _Run:
         if manifest is None:
             source = config.init_from
             if source is not None and at_most is None:
-                restore_weights(Path(source), parts.engine)
+                restore_weights(source, parts.engine)
             return 0, None
         return manifest.step, read_position(manifest.progress, self._place.folder.checkpoints)
 

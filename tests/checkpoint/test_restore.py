@@ -12,7 +12,10 @@ import pytest
 
 from megavideo.checkpoint.manifest import list_checkpoints
 from megavideo.checkpoint.read import CheckpointReader
+from megavideo.checkpoint.restore import restore_weights
+from megavideo.errors import CheckpointError
 from megavideo.testing.ranks import run_ranks
+from megavideo.testing.saved_run import alone
 from tests.checkpoint.restore_cases import Call, in_turn
 
 ZERO3, TENSOR = "dp2-zero3", "tp2-sp-zero1"
@@ -199,6 +202,11 @@ def test_a_run_begins_with_weights_and_averages_of_another(outcomes: Outcomes, n
 def test_a_run_does_not_begin_with_damaged_weights(outcomes: Outcomes) -> None:
     for mine in outcomes.restored["weights_damaged"]:
         assert mine["error"] == "CheckpointError" and "rank 1: " in mine["message"]
+
+
+def test_weights_in_a_store_are_to_be_brought_here_first() -> None:
+    with alone(), pytest.raises(CheckpointError, match=r"^rank 0: s3://bucket/run: .* reshard s3://bucket/run out="):
+        restore_weights("s3://bucket/run", None)  # type: ignore[arg-type]  # it comes to no engine
 
 
 def test_copies_are_the_same_bytes(outcomes: Outcomes) -> None:
