@@ -77,13 +77,16 @@ def drop_rows(path: Path, keep: Callable[[int, Row], bool]) -> None:
         return
     damaged: list[str] = []
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        for place, (line, row) in enumerate(_lines(path, damaged)):
-            if keep(place, row):
-                file.write(line.rstrip(b"\n") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            for place, (line, row) in enumerate(_lines(path, damaged)):
+                if keep(place, row):
+                    file.write(line.rstrip(b"\n") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     if damaged:
         _log.warning("%s: %d damaged lines were dropped; the first was %s", path, len(damaged), damaged[0])
 
