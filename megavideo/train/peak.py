@@ -6,8 +6,12 @@ import time
 
 import torch
 
-# dense bf16 TFLOP/s of the SXM boards, by a part of the device's name (NVIDIA data sheets)
-_BF16_TFLOPS = {"H200": 989.5, "H100": 989.5, "A100": 312.0, "B200": 2250.0}
+# dense bf16 TFLOP/s by a part of the device's name, of which the first counts (NVIDIA data sheets): boards with less
+# power than SXM say so in their names
+_BF16_TFLOPS = {
+    "H200 NVL": 835.5, "H100 NVL": 835.5, "H100 PCIe": 756.5,
+    "H200": 989.5, "H100": 989.5, "A100": 312.0, "B200": 2250.0,
+}  # fmt: skip
 _PROBE_SIZE = 768
 _PROBE_RUNS = 30
 
