@@ -133,7 +133,8 @@ def process_group(timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Launch]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if world_size == 1:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(free_port())
+        # at a store of its own: torchrun's, which this says to look for, does not listen at that port
+        os.environ.update(MASTER_PORT=str(free_port()), TORCHELASTIC_USE_AGENT_STORE="False")
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
