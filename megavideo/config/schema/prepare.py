@@ -66,7 +66,8 @@ class EncodeRun:
     `src` is a folder written by ingest, or one of raw clips, which is then ingested first. Clips are scaled so that
     their area is at most `area` pixels at their own aspect ratio, never enlarged, and cut to at most `max_frames`.
     `out` is a folder or an `s3://` prefix. What is done there with the same settings stays: a run that was stopped goes
-    on, and new clips are added as a new version. `overwrite` begins anew instead.
+    on, and new clips are added as a new version; weights may have moved to another `path` since. `overwrite` begins
+    anew instead.
 
     Clips are encoded in units of `unit_clips`, each by one of `workers` processes (default: one a GPU, else this one
     alone). `shard` is the share of the units that this task encodes, `0/4` to `3/4` (default: its share of a SLURM job
