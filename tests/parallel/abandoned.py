@@ -1,25 +1,28 @@
-"""Starts two ranks of which one computes for ever and one waits for it, each with its pid in FOLDER/RANK.pid."""
+"""Forks two ranks of which one computes for ever and one sleeps, each with its pid in FOLDER/RANK.pid, and waits."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
-from megavideo.parallel.distributed import Launch
-from megavideo.testing.ranks import run_ranks
+from megavideo.parallel.forked import become_rank
 
 
-def stay(launch: Launch, folder: str) -> None:
-    (Path(folder) / f"{launch.rank}.pid").write_text(str(os.getpid()))
-    if launch.rank == 0:
-        while True:
-            torch.ones(500, 500) @ torch.ones(500, 500)
-    dist.barrier()
+def stay(rank: int, folder: str) -> None:
+    become_rank(rank, 2, 0)
+    (Path(folder) / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+    while rank == 0:
+        pass
+    time.sleep(1e6)
 
 
 if __name__ == "__main__":
-    run_ranks(stay, (sys.argv[1],), Path(sys.argv[1]), processes=2)
+    context = multiprocessing.get_context("forkserver")
+    ranks = [context.Process(target=stay, args=(rank, sys.argv[1])) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()

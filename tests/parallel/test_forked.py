@@ -1,4 +1,4 @@
-"""Ranks end with the process that started them, however that one ends."""
+"""Ranks, which `become_rank` makes of forked processes, end with the process that asked for them."""
 
 from __future__ import annotations
 
