@@ -26,7 +26,7 @@ STAND_INS = {
         ((SLURM_PROCID == 1)) && kill -KILL $$
         sleep 600""",
     # all find the fault, but the first one's end is the end of all
-    "wrong": '[[ $verb == preflight ]] || { sleep $((SLURM_PROCID * 3)); exit 2; }',
+    "wrong": "[[ $verb == preflight ]] || { sleep $((SLURM_PROCID * 3)); exit 2; }",
     # node2 is bad
     "picky": """
         if [[ $verb == preflight && $SLURMD_NODENAME == node2 ]]; then
