@@ -163,13 +163,14 @@ def _measure(cfg: DemoRun, places: _Places, files: list[Path], prompts: list[str
     ]
     metrics = read_metrics(places.root / "metrics.jsonl")
     losses = [row["loss"] for row in metrics if row.get("loss") is not None]
+    last = losses[-max(1, min(50, len(losses) // 20)) :]
     facts = {
         "corpus": f"{cfg.clips} clips and {cfg.images} images",
         "training": f"{len(metrics)} steps on {cfg.processes} processes",
         "tokens": f"{sum(row['tokens'] for row in metrics):,}",
-        "loss": f"{losses[0]:.3f} to {sum(losses[-50:]) / len(losses[-50:]):.3f}",
+        "loss": f"{losses[0]:.3f} to {sum(last) / len(last):.3f}",
         "sampling": f"{cfg.sampling_steps} steps, guidance {cfg.guidance:g}",
-        **{f"seconds to {name}": f"{value:.0f}" for name, value in seconds.items()},
+        **{f"seconds to {name}, this start": f"{value:.0f}" for name, value in seconds.items()},
     }
     write_report(places.root, result, rows, places.root / "pictures" / "loss.png", facts)
     return result
