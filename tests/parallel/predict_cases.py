@@ -5,23 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
-from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.average import averaged_weights, has_average
 from megavideo.parallel.distributed import Launch
 from megavideo.parallel.engine import Engine
 from megavideo.parallel.fragments import held_fragments
 from megavideo.parallel.predict import predict, predict_whole
 from megavideo.parity.packs import step_input
-from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec
+from megavideo.testing.parity_training import ParityTraining, parity_training
 from megavideo.testing.plain_model import plain_models
-from megavideo.train.step import Trainer
 from megavideo.types import PackedBatch
 
 STEPS = 3
@@ -35,25 +31,22 @@ def run_layouts(launch: Launch, spec: ParitySpec, layouts: Sequence[str]) -> dic
 
 
 def _account(launch: Launch, spec: ParitySpec, layout: str) -> dict[str, Any]:
-    with patch("deepspeed.utils.groups.mpu", None):
-        engine = build_parity_engine(spec, layout, launch)
-        engine.create_state()
-        plain = [_step(spec, engine, step, launch) for step in range(STEPS)]
-    with patch("deepspeed.utils.groups.mpu", None):
-        engine = build_parity_engine(spec, layout, launch)
-        engine.create_state()
+    with parity_training(launch, spec, layout) as training:
+        plain = [_loss(training, step) for step in range(STEPS)]
+    with parity_training(launch, spec, layout) as training:
+        engine = training.engine
         packs = _packs(spec, engine.dtype)
         _looked_at(engine, packs)  # before the first update, when nothing has been traced
-        mixed = [_step(spec, engine, 0, launch)]
+        mixed = [_loss(training, 0)]
         before, random = _digest(engine), torch.random.get_rng_state()
         found = _looked_at(engine, packs)
         kept = _digest(engine) == before and torch.equal(torch.random.get_rng_state(), random)
-        mixed += [_step(spec, engine, step, launch) for step in range(1, STEPS)]
-    own = predict(engine, packs[0])
-    return {
-        "plain": plain, "mixed": mixed, "kept": kept, "own": None if own is None else list(own.shape),
-        "grads": _num_gradients(engine), "reference": _reference(engine, spec, packs, layout), **found,
-    }  # fmt: skip
+        mixed += [_loss(training, step) for step in range(1, STEPS)]
+        own = predict(engine, packs[0])
+        return {
+            "plain": plain, "mixed": mixed, "kept": kept, "own": None if own is None else list(own.shape),
+            "grads": _num_gradients(engine), "reference": _reference(engine, spec, packs, layout), **found,
+        }  # fmt: skip
 
 
 def _looked_at(engine: Engine, packs: Sequence[PackedBatch]) -> dict[str, Any]:
@@ -65,11 +58,8 @@ def _looked_at(engine: Engine, packs: Sequence[PackedBatch]) -> dict[str, Any]:
     return {"raw": raw, "average": average, "same_again": raw == again}
 
 
-def _step(spec: ParitySpec, engine: Engine, step: int, launch: Launch) -> float:
-    mesh = engine.plan.mesh
-    rate = partial(learning_rate, spec.optim, num_steps=spec.steps)
-    trainer = Trainer(engine, mesh, launch.device, lambda number: rate(step=number))
-    report, _ = trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp))
+def _loss(training: ParityTraining, step: int) -> float:
+    report, _ = training.step(step)
     assert report.applied
     return report.loss
 

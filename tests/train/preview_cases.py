@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from megavideo.config.schema.train import TrainRun
 from megavideo.config.schema.validation import ValidationConfig
@@ -15,15 +13,12 @@ from megavideo.encoders.bytes_text import BytesTextEncoder
 from megavideo.encoders.folder import save_encoders
 from megavideo.errors import MegavideoError
 from megavideo.observe.run_folder import RunFolder
-from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.distributed import Launch
 from megavideo.parallel.engine import Engine
-from megavideo.parity.packs import step_input
-from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.dataset import small_autoencoder
+from megavideo.testing.parity_training import parity_training
 from megavideo.train.preview import Previewer
-from megavideo.train.step import Trainer
 
 PROMPTS = ("a red shape", "a blue shape, moving", "something that is green")
 # of odd sides, so that more is sampled than is kept, and no multiple of the ranks that share tokens
@@ -58,16 +53,11 @@ def _account(launch: Launch, spec: ParitySpec, layout: str, root: Path) -> dict[
 
 
 def _losses(launch: Launch, spec: ParitySpec, layout: str, root: Path | None) -> list[float]:
-    with patch("deepspeed.utils.groups.mpu", None):
-        engine = build_parity_engine(spec, layout, launch)
-        engine.create_state()
-        mesh = engine.plan.mesh
-        rate = partial(learning_rate, spec.optim, num_steps=spec.steps)
-        trainer = Trainer(engine, mesh, launch.device, lambda step: rate(step=step))
-        previewer = None if root is None else _previewer(engine, spec, layout, root, launch)
+    with parity_training(launch, spec, layout) as training:
+        previewer = None if root is None else _previewer(training.engine, spec, layout, root, launch)
         losses = []
         for step in range(spec.steps):
-            losses.append(trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp))[0].loss)
+            losses.append(training.step(step)[0].loss)
             if previewer is not None:
                 previewer.draw(step + 1)
         if previewer is not None:
@@ -81,10 +71,9 @@ def _previewer(engine: Engine, spec: ParitySpec, layout: str, root: Path, launch
 
 def without_encoders(launch: Launch, spec: ParitySpec, root: str) -> str:
     """The message of the error that a rank is given where the prompts cannot be encoded."""
-    with patch("deepspeed.utils.groups.mpu", None):
-        engine = build_parity_engine(spec, "dp2-zero1", launch)
+    with parity_training(launch, spec, "dp2-zero1") as training:
         try:
-            _previewer(engine, spec, "dp2-zero1", Path(root), launch)
+            _previewer(training.engine, spec, "dp2-zero1", Path(root), launch)
         except MegavideoError as error:
             return str(error)
     return ""

@@ -5,21 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
-from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.distributed import Launch
 from megavideo.parallel.engine import Engine
 from megavideo.parallel.fragments import held_fragments
-from megavideo.parity.packs import step_input
-from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec
-from megavideo.train.step import StepReport, Suspect, Trainer
+from megavideo.testing.parity_training import ParityTraining, parity_training
 
-# where DeepSpeed remembers the tensor-parallel groups of the last engine that had any, and takes them for the next
-_ENGINE_GROUPS = "deepspeed.utils.groups.mpu"
 _JUST = 1e-9
 
 
@@ -27,23 +21,21 @@ def compare_gated(launch: Launch, spec: ParitySpec, layouts: list[str]) -> dict[
     """For each layout: what three steps give, and what they give with limits, one of which the second step breaks."""
     found = {}
     for layout in layouts:
-        with patch(_ENGINE_GROUPS, None):
-            plain = _plain(launch, spec, layout)
-        with patch(_ENGINE_GROUPS, None):
-            gated = _gated(launch, spec, layout, plain["losses"])
+        with parity_training(launch, spec, layout) as training:
+            plain = _plain(training)
+        with parity_training(launch, spec, layout) as training:
+            gated = _gated(training, plain["losses"])
         found[layout] = {"plain": plain, "gated": gated}
     return found
 
 
-def _plain(launch: Launch, spec: ParitySpec, layout: str) -> dict[str, Any]:
-    trainer, engine = _trainer(launch, spec, layout)
-    reports = [_step(trainer, engine, spec, step, None)[0] for step in range(3)]
-    return {"losses": [report.loss for report in reports], "state": _digest(engine)}
+def _plain(training: ParityTraining) -> dict[str, Any]:
+    reports = [training.step(step)[0] for step in range(3)]
+    return {"losses": [report.loss for report in reports], "state": _digest(training.engine)}
 
 
-def _gated(launch: Launch, spec: ParitySpec, layout: str, losses: list[float]) -> dict[str, Any]:
+def _gated(training: ParityTraining, losses: list[float]) -> dict[str, Any]:
     """The second step is first given a limit that its loss is just above, twice, and then one that it is just below."""
-    trainer, engine = _trainer(launch, spec, layout)
     tries = [
         (0, losses[0] * 2),
         (1, losses[1] * (1 - _JUST)),
@@ -53,26 +45,11 @@ def _gated(launch: Launch, spec: ParitySpec, layout: str, losses: list[float]) -
     ]
     rows = []
     for step, limit in tries:
-        before = _digest(engine)
-        report, suspects = _step(trainer, engine, spec, step, limit)
-        moved = _digest(engine) != before
+        before = _digest(training.engine)
+        report, suspects = training.step(step, limit)
+        moved = _digest(training.engine) != before
         rows.append(dataclasses.asdict(report) | {"moved": moved, "suspects": len(suspects)})
-    return {"rows": rows, "state": _digest(engine)}
-
-
-def _trainer(launch: Launch, spec: ParitySpec, layout: str) -> tuple[Trainer, Engine]:
-    engine = build_parity_engine(spec, layout, launch)
-    engine.create_state()
-    mesh = engine.plan.mesh
-    rate = learning_rate(spec.optim, 0, spec.steps)
-    return Trainer(engine, mesh, launch.device, lambda step: rate), engine
-
-
-def _step(
-    trainer: Trainer, engine: Engine, spec: ParitySpec, step: int, limit: float | None
-) -> tuple[StepReport, list[Suspect]]:
-    mesh = engine.plan.mesh
-    return trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp), limit)
+    return {"rows": rows, "state": _digest(training.engine)}
 
 
 def _digest(engine: Engine) -> str:

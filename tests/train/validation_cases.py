@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -19,15 +18,12 @@ from megavideo.diffusion.conditions import draw_mask
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.errors import DataError
 from megavideo.model.dit import DiT
-from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.distributed import Launch
 from megavideo.parallel.engine import Engine
-from megavideo.parity.packs import step_input
-from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec
+from megavideo.testing.parity_training import parity_training
 from megavideo.testing.plain_model import plain_models
 from megavideo.train.held_out_clips import HeldOutClip, HeldOutClips
-from megavideo.train.step import Trainer
 from megavideo.train.validation import ValidationReport, Validator
 from megavideo.types import Grid, PackSegment
 
@@ -83,17 +79,12 @@ def _account(launch: Launch, spec: ParitySpec, layout: str) -> dict[str, Any]:
 
 def _train(launch: Launch, spec: ParitySpec, layout: str, between: Callable[[Engine, int], None]) -> list[float]:
     """Losses of a training with `between` called after each step."""
-    with patch("deepspeed.utils.groups.mpu", None):
-        engine = build_parity_engine(spec, layout, launch)
-        engine.create_state()
-        mesh = engine.plan.mesh
-        rate = partial(learning_rate, spec.optim, num_steps=spec.steps)
-        trainer = Trainer(engine, mesh, launch.device, lambda step: rate(step=step))
-        losses = []
+    losses = []
+    with parity_training(launch, spec, layout) as training:
         for step in range(spec.steps):
-            losses.append(trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp))[0].loss)
-            between(engine, step)
-        return losses
+            losses.append(training.step(step)[0].loss)
+            between(training.engine, step)
+    return losses
 
 
 def _config(spec: ParitySpec, layout: str) -> TrainRun:
