@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def test_each_bad_node_is_named_with_its_fault(
     assert faults(report) == {"n0": ["clock"], "n1": ["output"], "n2": ["store"]}
     assert (tmp_path / "bad.txt").read_text() == "n0\nn1\nn2\n"  # by rank 3, the only one on a good node
     shown = VERB.describe(report)
-    assert "BAD n0: clock: is -40.0" in shown
+    assert re.search(r"BAD n0: clock: is -(39\.[5-9]|40\.[0-4])", shown)  # a busy machine answers late
     assert "BAD n1: output: " in shown and "what rank 0 wrote is not there" in shown
     assert "BAD n2: store: " in shown and "given up after" in shown
     assert VERB.failed is not None and VERB.failed(report)
