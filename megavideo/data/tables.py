@@ -40,6 +40,11 @@ _SELECTED = ("index", "run_begin", "run_group", "run_volume")
 Opened = TypeVar("Opened")
 
 
+def cache_folder(output: str, cache: str | None) -> Path:
+    """Where tables are kept, and shards of a store: `cache`, or else beside the run folders in `output`."""
+    return Path(cache).expanduser() if cache else Path(output) / "cache"
+
+
 def open_samples(dataset: LatentDataset, sources: Sequence[str] = (), cache: Path | None = None) -> SampleTable:
     """The table of all samples of a dataset, grouped by `sources`, mapped from files under `cache`.
 

@@ -23,6 +23,7 @@ from megavideo.config.schema.preflight import PreflightRun
 from megavideo.data.files import write_file
 from megavideo.data.retry import RetryPolicy
 from megavideo.data.storage import LocalStorage, Storage, open_storage
+from megavideo.data.tables import cache_folder
 from megavideo.errors import ConfigError
 from megavideo.parallel.distributed import free_port, read_launch
 from megavideo.preflight.findings import Finding, limited
@@ -139,7 +140,7 @@ class _Preflight:
         """What this rank finds alone."""
         config, devices = self._config, self._devices()
         output = Path(config.output)
-        cache = Path(config.data.cache) if config.data.cache else output / "cache"
+        cache = cache_folder(config.output, config.data.cache)
         checks: dict[str, Callable[[], Finding]] = {
             **{name: partial(self._see, name, *place) for name, place in places.items()},
             "disk": partial(check_disk, output, cache, config.limits),

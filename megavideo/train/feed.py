@@ -19,7 +19,7 @@ from megavideo.data.selection import selection_of
 from megavideo.data.shards import ShardReader
 from megavideo.data.storage import LocalStorage
 from megavideo.data.stream_counts import StreamRates
-from megavideo.data.tables import open_selected
+from megavideo.data.tables import cache_folder, open_selected
 from megavideo.diffusion.objective import Objective
 from megavideo.parallel.mesh import ProcessMesh
 from megavideo.train.look_ahead import Packs, planned_ahead
@@ -45,7 +45,7 @@ class StepInput:
 
 def table_cache(config: TrainRun) -> Path:
     """Where the tables of a run's samples are kept: with the shards of a store, else beside the run folders."""
-    return Path(config.data.cache) if config.data.cache else Path(config.output) / "cache"
+    return cache_folder(config.output, config.data.cache)
 
 
 def shard_cache(config: TrainRun, dataset: LatentDataset) -> Path | None:

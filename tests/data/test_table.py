@@ -18,7 +18,7 @@ from megavideo.data.dataset import DatasetInfo, LatentDataset, checksum, manifes
 from megavideo.data.storage import LocalStorage
 from megavideo.data.table import SampleTable, make_table, most_common_fps, open_table
 from megavideo.data.table_writer import write_table
-from megavideo.data.tables import FOLDER_NAME, open_samples
+from megavideo.data.tables import FOLDER_NAME, cache_folder, open_samples
 from megavideo.errors import DataError
 from megavideo.testing.dataset import write_dataset
 from megavideo.types import Grid, SampleInfo
@@ -256,3 +256,10 @@ def test_the_most_common_rate() -> None:
     images = [replace(s, latent=Grid(1, 4, 4)) for s in samples]
     assert most_common_fps(make_table(images)) == 1.0
     assert most_common_fps(make_table([replace(s, latent=Grid(2, 4, 4)) for s in samples[:2]])) == 8.0
+
+
+def test_a_home_folder_is_known_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # no shell expands it behind a dotted name
+    assert cache_folder("runs", "~/cache") == tmp_path / "cache"
+    assert cache_folder("runs", None) == Path("runs/cache")
