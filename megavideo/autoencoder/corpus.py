@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from megavideo.config.schema.vae import VaeDataConfig
+from megavideo.data.clips.resize import FrameWindow
 from megavideo.data.ingest import read_clip_list
-from megavideo.data.resize import FrameWindow
 from megavideo.diffusion.randomness import SampleKey
-from megavideo.encoders.clips import ClipLimits, PlannedClip, plan_clips, read_clip, to_video
+from megavideo.encoders.encode.clips import ClipLimits, PlannedClip, plan_clips, read_clip, to_video
 from megavideo.errors import ConfigError, DataError
 from megavideo.evaluation.shapes.render import draw_scene, render
 from megavideo.evaluation.shapes.spec import Combination, caption, split

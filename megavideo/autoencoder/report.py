@@ -14,7 +14,7 @@ from PIL import Image
 from megavideo.autoencoder.corpus import HeldOutClip
 from megavideo.autoencoder.evaluate import ClipResult, mean_of
 from megavideo.autoencoder.model import TrainedAutoencoder
-from megavideo.data.storage import write_file
+from megavideo.data.storage.files import write_file
 from megavideo.observe.metrics import read_metrics
 from megavideo.observe.page import data_uri, render
 from megavideo.observe.pictures import frame_strip

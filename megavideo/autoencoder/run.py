@@ -21,12 +21,12 @@ from megavideo.autoencoder.state import VAE_FOLDER, load_newest_state, save_stat
 from megavideo.autoencoder.trainer import VaeStep, VaeTrainer, is_finite
 from megavideo.config.dump import from_yaml, to_yaml
 from megavideo.config.schema.vae import TrainVaeRun
-from megavideo.encoders.clips import to_video
+from megavideo.encoders.encode.clips import to_video
 from megavideo.errors import ConfigError, NumericsError
 from megavideo.observe.metrics import MetricsWriter
 from megavideo.observe.progress import eta_seconds, format_seconds
 from megavideo.observe.run_folder import RunFolder, create_run_folder
-from megavideo.parallel.distributed import Launch, process_group
+from megavideo.parallel.processes.distributed import Launch, process_group
 
 _STATISTICS_CLIPS = 64
 _FIXED = ("model", "loss", "data")

@@ -20,7 +20,7 @@ from megavideo.config.schema.vae import TrainVaeRun, VaeLossConfig
 from megavideo.optim.adamw import EMA, AdamWWithEma
 from megavideo.optim.build import build_optimizer
 from megavideo.optim.schedule import learning_rate
-from megavideo.parallel.plain_engine import PlainEngine
+from megavideo.parallel.engines.plain_engine import PlainEngine
 
 _DISCRIMINATOR_BETAS = (0.5, 0.9)
 

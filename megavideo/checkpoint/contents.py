@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from megavideo.checkpoint.read import CheckpointReader
-from megavideo.parallel.sharding import WHOLE
+from megavideo.parallel.layers.sharding import WHOLE
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 
 from megavideo.errors import CheckpointError
-from megavideo.parallel.sharding import WHOLE, Shard
+from megavideo.parallel.layers.sharding import WHOLE, Shard
 
 MANIFEST = "manifest.json"
 FORMAT = 3

@@ -22,8 +22,8 @@ from megavideo.checkpoint.manifest import (
     read_manifest,
 )
 from megavideo.errors import CheckpointError
-from megavideo.parallel.fragments import WEIGHT, Fragment
-from megavideo.parallel.sharding import WHOLE, Shard
+from megavideo.parallel.engines.fragments import WEIGHT, Fragment
+from megavideo.parallel.layers.sharding import WHOLE, Shard
 
 EMA = "ema"
 # elements mapped at once between two shardings, and the most that move as one unit

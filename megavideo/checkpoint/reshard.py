@@ -16,8 +16,8 @@ from megavideo.checkpoint.rank_part import RankPart, manifest_of
 from megavideo.checkpoint.read import CheckpointReader
 from megavideo.checkpoint.snapshot import Snapshot
 from megavideo.errors import CheckpointError
-from megavideo.parallel.fragments import Fragment
-from megavideo.parallel.sharding import WHOLE
+from megavideo.parallel.engines.fragments import Fragment
+from megavideo.parallel.layers.sharding import WHOLE
 
 _SESSION = "reshard"
 

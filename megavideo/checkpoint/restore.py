@@ -18,8 +18,8 @@ from megavideo.checkpoint.place import Place, Storage
 from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
 from megavideo.checkpoint.store_place import StorePlace
 from megavideo.errors import CheckpointError
-from megavideo.parallel.engine import Engine
-from megavideo.parallel.fragments import held_fragments
+from megavideo.parallel.engines.engine import Engine
+from megavideo.parallel.engines.fragments import held_fragments
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from megavideo.checkpoint.store_place import StorePlace
 from megavideo.checkpoint.waiting import Patience
 from megavideo.config.schema.checkpoint import CheckpointConfig
 from megavideo.errors import SaveFailed
-from megavideo.parallel.fragments import Fragment
+from megavideo.parallel.engines.fragments import Fragment
 
 LIMIT_SECONDS = 1800.0  # how long a rank waits for the files of others
 LEAVE_SECONDS = 60.0  # the same once the run leaves

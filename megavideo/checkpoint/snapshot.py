@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from megavideo.checkpoint.manifest import FragmentEntry
-from megavideo.parallel.fragments import Fragment
+from megavideo.parallel.engines.fragments import Fragment
 
 _COPYING_THREADS = 4  # one copies some 10 GB/s
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from megavideo.checkpoint.manifest import Header, step_name
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.parallel.fragments import Fragment
+from megavideo.parallel.engines.fragments import Fragment
 
 
 def write_checkpoint(checkpoints: Path, header: Header, fragments: Iterable[Fragment], *, keep: int) -> Path:

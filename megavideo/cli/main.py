@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return _guarded(words)
     status = _guarded(sys.argv[1:])
     if "torch.distributed" in sys.modules:
-        from megavideo.parallel.distributed import leave
+        from megavideo.parallel.processes.distributed import leave
 
         leave(status)
     return status

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from megavideo.data.files import write_file
+from megavideo.data.storage.files import write_file
 from megavideo.errors import ConfigError, DataError
 
 _CONFIG_NAME = "config.json"

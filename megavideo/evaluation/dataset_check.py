@@ -15,13 +15,13 @@ import numpy as np
 import xxhash
 
 from megavideo.config.schema.doctor import DoctorRun
-from megavideo.data.classes import DroppedSamples, make_classes
-from megavideo.data.dataset import LatentDataset, open_dataset
-from megavideo.data.files import write_file, writing
-from megavideo.data.packing import PackLimits
-from megavideo.data.plan import Pack, PlanSettings, StepPlan, rank_share
-from megavideo.data.table import SampleTable
-from megavideo.data.tables import open_samples
+from megavideo.data.dataset.dataset import LatentDataset, open_dataset
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.plan.size_classes import DroppedSamples, make_classes
+from megavideo.data.plan.step_plan import Pack, PlanSettings, StepPlan, rank_share
+from megavideo.data.storage.files import write_file, writing
+from megavideo.data.table.open import open_samples
+from megavideo.data.table.sample_table import SampleTable
 from megavideo.errors import ConfigError
 from megavideo.evaluation.dataset_page import PAGE_NAME, SampleColumns, draw_histograms, page_text
 from megavideo.evaluation.dataset_report import DatasetReport, Histogram, Packs, Reason, Shards

@@ -18,11 +18,11 @@ import numpy as np
 import xxhash
 from streaming.base.format.mds.reader import MDSReader
 
-from megavideo.data.cache import ShardCache
-from megavideo.data.dataset import LatentDataset
-from megavideo.data.shard_files import ShardFiles
-from megavideo.data.storage import LocalStorage
-from megavideo.data.table import SampleTable
+from megavideo.data.dataset.dataset import LatentDataset
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.stream.cache import ShardCache
+from megavideo.data.stream.shard_files import ShardFiles
+from megavideo.data.table.sample_table import SampleTable
 from megavideo.errors import DataError
 from megavideo.evaluation.dataset_report import Reason, Shards
 

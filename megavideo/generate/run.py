@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from megavideo.config.schema.sample import SampleRun
+from megavideo.data.clips.write_video import write_video
 from megavideo.data.patches import token_grid
-from megavideo.data.write_video import write_video
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import run_shift
 from megavideo.errors import ConfigError
@@ -24,7 +24,7 @@ from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_laten
 from megavideo.generate.schedulers import build_scheduler
 from megavideo.generate.sizes import covering_latent
 from megavideo.generate.videos import SHEET_ROWS, sheet_frames, to_pixels, write_sheet
-from megavideo.parallel.distributed import check_precision
+from megavideo.parallel.processes.distributed import check_precision
 
 _SLUG_LENGTH = 48
 _VIDEO_SUFFIX = ".mp4"

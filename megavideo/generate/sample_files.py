@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from megavideo.data.files import write_file
-from megavideo.data.write_video import write_video
+from megavideo.data.clips.write_video import write_video
+from megavideo.data.storage.files import write_file
 from megavideo.encoders.folder import load_autoencoder
 from megavideo.generate.videos import to_pixels, write_sheet
 

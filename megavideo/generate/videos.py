@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megavideo.data.files import replacing, writing
+from megavideo.data.storage.files import replacing, writing
 from megavideo.observe.pictures import contact_sheet, evenly_spaced
 
 SHEET_ROWS = 64

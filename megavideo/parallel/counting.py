@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from megavideo.parallel.distributed import Launch, read_launch
-from megavideo.parallel.mesh import AXES, ProcessMesh
+from megavideo.parallel.processes.distributed import Launch, read_launch
+from megavideo.parallel.processes.mesh import AXES, ProcessMesh
 
 _BACKEND = "counting"
 _TIMEOUT = timedelta(minutes=10)

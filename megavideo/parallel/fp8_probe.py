@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from megavideo.errors import NumericsError
-from megavideo.parallel.fp8 import emulated_fp8
+from megavideo.parallel.layers.fp8 import emulated_fp8
 from megavideo.types import PackedBatch
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from megavideo.model.dit import DiT
 from megavideo.model.layers import Layers, LocalLayers
-from megavideo.parallel.engine import BaseOptimizer, DataEngine, Engine, EnginePlan
-from megavideo.parallel.pipeline import PipeEngine
-from megavideo.parallel.sharding import shard_of
-from megavideo.parallel.te_layers import build_layers, keep_excluded_in_bf16
+from megavideo.parallel.engines.engine import BaseOptimizer, DataEngine, Engine, EnginePlan
+from megavideo.parallel.engines.pipeline import PipeEngine
+from megavideo.parallel.layers.sharding import shard_of
+from megavideo.parallel.layers.te_layers import build_layers, keep_excluded_in_bf16
 
 # from a name and the whole shape to the whole start value, alike on every rank
 StartValue = Callable[[str, torch.Size], torch.Tensor]

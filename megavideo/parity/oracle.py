@@ -9,8 +9,8 @@ from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
 from megavideo.optim.build import build_optimizer
 from megavideo.optim.schedule import learning_rate
+from megavideo.parallel.layers.sharding import WHOLE
 from megavideo.parallel.parallelize import fill_weights
-from megavideo.parallel.sharding import WHOLE
 from megavideo.parity.packs import start_value, step_input, step_windows
 from megavideo.parity.plain_terms import plain_terms
 from megavideo.parity.record import Piece, Record

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from megavideo.data.batch import assemble
-from megavideo.data.packing import PackLimits
-from megavideo.data.shards import LatentSample
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.stream.batch import assemble
+from megavideo.data.stream.shards import LatentSample
 from megavideo.diffusion.objective import build_objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.parity.spec import ParitySpec
-from megavideo.train.feed import StepInput
-from megavideo.train.noising import TrainBatch, noise_pack, num_loss_tokens
-from megavideo.train.term_labels import Windows, choose_windows
+from megavideo.train.loss.term_labels import Windows, choose_windows
+from megavideo.train.packs.feed import StepInput
+from megavideo.train.packs.noising import TrainBatch, noise_pack, num_loss_tokens
 from megavideo.types import Grid, PackSegment
 
 _TEXT_TOKENS = 5  # of the longest caption; captions of a pack differ in length

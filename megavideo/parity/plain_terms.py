@@ -9,10 +9,10 @@ import torch
 from megavideo.data.patches import unpatchify
 from megavideo.diffusion.objective import NUM_TIMESTEPS, build_objective
 from megavideo.encoders.features import PerceptualDistance
-from megavideo.encoders.pca import SPACE_RATIO, TIME_RATIO, BlockBasis, PcaAutoencoder
+from megavideo.encoders.video.pca import SPACE_RATIO, TIME_RATIO, BlockBasis, PcaAutoencoder
 from megavideo.parity.spec import ParitySpec
-from megavideo.train.noising import TrainBatch
-from megavideo.train.term_labels import Windows
+from megavideo.train.loss.term_labels import Windows
+from megavideo.train.packs.noising import TrainBatch
 from megavideo.types import Grid
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from megavideo.errors import TopologyError
 from megavideo.parallel.counting import counting_process_group
-from megavideo.parallel.distributed import free_port, leave, process_group
-from megavideo.parallel.forked import become_rank
+from megavideo.parallel.processes.distributed import free_port, leave, process_group
+from megavideo.parallel.processes.forked import become_rank
 from megavideo.parity.record import Record
 from megavideo.parity.spec import ParitySpec
 

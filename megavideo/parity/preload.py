@@ -10,8 +10,8 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THR
 import torch
 
 import megavideo.parity.process  # noqa: F401
-from megavideo.parallel.deepspeed import load_deepspeed, load_pipeline
-from megavideo.parallel.megatron import load_megatron
+from megavideo.parallel.engines.deepspeed import load_deepspeed, load_pipeline
+from megavideo.parallel.layers.megatron import load_megatron
 
 torch.set_num_threads(1)
 load_deepspeed()

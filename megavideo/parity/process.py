@@ -13,17 +13,17 @@ from megavideo.model.dit import DiT
 from megavideo.optim.build import build_optimizer
 from megavideo.optim.schedule import learning_rate
 from megavideo.parallel.counting import Counter
-from megavideo.parallel.distributed import Launch
-from megavideo.parallel.engine import Engine, EnginePlan
-from megavideo.parallel.fragments import Place, held_fragments, held_places
-from megavideo.parallel.groups import Groups
-from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.engines.engine import Engine, EnginePlan
+from megavideo.parallel.engines.fragments import Place, held_fragments, held_places
 from megavideo.parallel.parallelize import parallelize
+from megavideo.parallel.processes.distributed import Launch
+from megavideo.parallel.processes.groups import Groups
+from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.parity.packs import start_value, step_input
 from megavideo.parity.plain_terms import parity_autoencoder
 from megavideo.parity.record import Piece, Record
 from megavideo.parity.spec import ParitySpec
-from megavideo.train.loss_terms import build_loss_terms
+from megavideo.train.loss.loss_terms import build_loss_terms
 from megavideo.train.step import Trainer, squared_error
 
 

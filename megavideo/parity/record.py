@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from megavideo.parallel.sharding import Shard
+from megavideo.parallel.layers.sharding import Shard
 
 
 @dataclass(frozen=True)

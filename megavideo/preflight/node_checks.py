@@ -12,7 +12,7 @@ import torch
 
 from megavideo.config.schema.preflight import PreflightLimits
 from megavideo.observe.run_folder import code_version
-from megavideo.parallel.matmul_probe import MatmulProbe
+from megavideo.parallel.machine.matmul_probe import MatmulProbe
 from megavideo.preflight.findings import Finding
 
 _SHARED_MEMORY = Path("/dev/shm")

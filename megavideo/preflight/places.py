@@ -7,7 +7,7 @@ import time
 
 import xxhash
 
-from megavideo.data.storage import Storage
+from megavideo.data.storage.protocol import Storage
 from megavideo.preflight.findings import Finding
 
 _DATASET_FILE = "dataset.json"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from megavideo.data.captions import WeightedCaption
-from megavideo.data.dataset import (
+from megavideo.data.clips.captions import WeightedCaption
+from megavideo.data.dataset.dataset import (
     ENCODERS_PREFIX,
     FORMAT,
     NULL_TEXT_NAME,
@@ -22,12 +22,14 @@ from megavideo.data.dataset import (
     manifest_row,
     null_text_bytes,
 )
-from megavideo.data.storage import LocalStorage, Storage, open_storage
-from megavideo.encoders.bytes_text import BytesTextEncoder
-from megavideo.encoders.dataset_place import clear
-from megavideo.encoders.dataset_writer import ShardWriter, publish_version, writing_shards
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.storage.open import open_storage
+from megavideo.data.storage.protocol import Storage
+from megavideo.encoders.encode.dataset_place import clear
+from megavideo.encoders.encode.dataset_writer import ShardWriter, publish_version, writing_shards
 from megavideo.encoders.folder import save_encoders
-from megavideo.encoders.pca import PcaAutoencoder, fit_pca
+from megavideo.encoders.text.bytes_text import BytesTextEncoder
+from megavideo.encoders.video.pca import PcaAutoencoder, fit_pca
 from megavideo.types import Grid, SampleInfo
 
 CHANNELS = 4

@@ -10,9 +10,10 @@ from unittest.mock import patch
 import torch
 
 from megavideo.model.dit import Hidden
-from megavideo.parallel import pipeline, ring, tensor_layers
-from megavideo.parallel.layer_set import ParallelLayers
-from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.engines import pipeline
+from megavideo.parallel.layers import ring, tensor_layers
+from megavideo.parallel.layers.layer_set import ParallelLayers
+from megavideo.parallel.processes.mesh import ProcessMesh
 
 
 @contextmanager
@@ -73,7 +74,7 @@ def no_ring_return() -> Iterator[None]:
 @contextmanager
 def no_zero_average() -> Iterator[None]:
     """ZeRO whose ranks keep their own gradients in place of the average."""
-    from megavideo.parallel.deepspeed import load_deepspeed
+    from megavideo.parallel.engines.deepspeed import load_deepspeed
 
     communication = load_deepspeed().comm
 

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import psutil
 
-from megavideo.parallel.distributed import free_port
+from megavideo.parallel.processes.distributed import free_port
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TIMEOUT_SECONDS = 150.0

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from functools import partial
 
 from megavideo.optim.schedule import learning_rate
-from megavideo.parallel.distributed import Launch
-from megavideo.parallel.engine import Engine
-from megavideo.parallel.groups import destroy_groups
+from megavideo.parallel.engines.engine import Engine
+from megavideo.parallel.processes.distributed import Launch
+from megavideo.parallel.processes.groups import destroy_groups
 from megavideo.parity.packs import step_input
 from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec

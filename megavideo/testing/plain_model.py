@@ -8,7 +8,7 @@ from megavideo.config.schema.model import ModelConfig
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
 from megavideo.optim.adamw import EMA
-from megavideo.parallel.engine import Engine
+from megavideo.parallel.engines.engine import Engine
 
 
 def plain_models(engine: Engine, config: ModelConfig) -> Iterator[tuple[str, DiT]]:

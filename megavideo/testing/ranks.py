@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megavideo.parallel.distributed import free_port, leave, process_group
-from megavideo.parallel.forked import become_rank
+from megavideo.parallel.processes.distributed import free_port, leave, process_group
+from megavideo.parallel.processes.forked import become_rank
 
 # The first of them also keeps the server, and so its forks, to one thread of a CPU. A server lives as long as the
 # tests' process and imports once: whoever asks first, all that any of them needs.

@@ -13,14 +13,14 @@ from megavideo.checkpoint.write import Header, write_checkpoint
 from megavideo.config.dump import to_yaml
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.train import TrainRun
-from megavideo.encoders.bytes_text import BytesTextEncoder
 from megavideo.encoders.folder import save_encoders
+from megavideo.encoders.text.bytes_text import BytesTextEncoder
 from megavideo.model.dit import DiT
 from megavideo.model.init import init_weights, parameter_generator
 from megavideo.model.layers import LocalLayers
 from megavideo.observe.run_folder import create_run_folder
-from megavideo.parallel.fragments import WEIGHT, Fragment
-from megavideo.parallel.sharding import WHOLE
+from megavideo.parallel.engines.fragments import WEIGHT, Fragment
+from megavideo.parallel.layers.sharding import WHOLE
 from megavideo.testing.dataset import TEXT_DIM, small_autoencoder
 
 _SPREAD = 0.1

@@ -19,7 +19,7 @@ import torch
 from megavideo.config.load import load
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import MegavideoError
-from megavideo.parallel.distributed import Launch
+from megavideo.parallel.processes.distributed import Launch
 from megavideo.testing.ranks import run_ranks
 from megavideo.train.build import Parts
 from megavideo.train.run import train

@@ -10,24 +10,24 @@ import torch
 
 from megavideo.config.layout import Layout, parse_layout
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import ENCODERS_PREFIX, LatentDataset, open_dataset
-from megavideo.data.plan import StagePlace
-from megavideo.data.retry import RetryPolicy
-from megavideo.data.shards import ShardReader, StreamOptions
-from megavideo.data.storage import download_all
+from megavideo.data.dataset.dataset import ENCODERS_PREFIX, LatentDataset, open_dataset
+from megavideo.data.plan.step_plan import StagePlace
+from megavideo.data.storage.open import download_all
+from megavideo.data.storage.retry import RetryPolicy
+from megavideo.data.stream.shards import ShardReader, StreamOptions
 from megavideo.diffusion.objective import build_objective
 from megavideo.encoders.folder import load_autoencoder
 from megavideo.errors import ConfigError
 from megavideo.model.dit import DiT
 from megavideo.model.init import initial_value
 from megavideo.optim.build import build_optimizer
-from megavideo.parallel.distributed import Launch, check_precision
-from megavideo.parallel.engine import Engine, EnginePlan
-from megavideo.parallel.groups import Groups
-from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.engines.engine import Engine, EnginePlan
 from megavideo.parallel.parallelize import parallelize
-from megavideo.train.feed import Feed, shard_cache
-from megavideo.train.loss_terms import Decode, build_loss_terms
+from megavideo.parallel.processes.distributed import Launch, check_precision
+from megavideo.parallel.processes.groups import Groups
+from megavideo.parallel.processes.mesh import ProcessMesh
+from megavideo.train.loss.loss_terms import Decode, build_loss_terms
+from megavideo.train.packs.feed import Feed, shard_cache
 from megavideo.train.step import squared_error
 
 _WHOLE_RUN = StagePlace()

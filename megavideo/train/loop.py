@@ -12,21 +12,21 @@ from megavideo.config.curriculum import Stage
 from megavideo.config.schema.train import TrainRun
 from megavideo.observe.progress import StepResult, TrainingProgress
 from megavideo.planning.flops import BlockShape, train_flops
-from megavideo.train.agree import until_asked
 from megavideo.train.build import Parts
-from megavideo.train.feed import StepInput
+from megavideo.train.health.agree import until_asked
+from megavideo.train.health.signals import StopRequest
+from megavideo.train.health.spike import SpikeLimit
+from megavideo.train.health.stragglers import Stragglers
+from megavideo.train.health.watchdog import Watchdog
+from megavideo.train.packs.feed import StepInput
+from megavideo.train.packs.same_input import check_same_input
 from megavideo.train.position import Position
-from megavideo.train.preview import Previewer
 from megavideo.train.record import Recorder
-from megavideo.train.same_input import check_same_input
 from megavideo.train.saving import Saving
-from megavideo.train.signals import StopRequest
-from megavideo.train.spike import SpikeLimit
 from megavideo.train.stages import reached_exit
 from megavideo.train.step import StepReport, Trainer
-from megavideo.train.stragglers import Stragglers
-from megavideo.train.validation import Validator
-from megavideo.train.watchdog import Watchdog
+from megavideo.train.validation.preview import Previewer
+from megavideo.train.validation.validation import Validator
 
 
 @dataclass(frozen=True)

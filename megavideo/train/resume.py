@@ -13,7 +13,7 @@ from megavideo.checkpoint.place import Storage
 from megavideo.config.dump import from_yaml
 from megavideo.config.schema.train import TrainRun
 from megavideo.config.word import as_word
-from megavideo.data.selection import num_held_out
+from megavideo.data.table.selection import num_held_out
 from megavideo.errors import ConfigError
 from megavideo.train.position import Position, read_position
 

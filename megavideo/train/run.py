@@ -14,28 +14,28 @@ from megavideo.checkpoint.restore import restore, restore_weights
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.curriculum import Stage, stages_of
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.plan import StagePlace
+from megavideo.data.plan.step_plan import StagePlace
 from megavideo.errors import NumericsError, StopRequested
 from megavideo.observe.faults import FaultLog
 from megavideo.observe.progress import TrainingProgress
 from megavideo.optim.schedule import learning_rate
-from megavideo.parallel.distributed import Launch, own_store, process_group
-from megavideo.parallel.engine import Engine
-from megavideo.parallel.fragments import owned_fragments
-from megavideo.parallel.groups import destroy_groups
+from megavideo.parallel.engines.engine import Engine
+from megavideo.parallel.engines.fragments import owned_fragments
+from megavideo.parallel.processes.distributed import Launch, own_store, process_group
+from megavideo.parallel.processes.groups import destroy_groups
 from megavideo.train.build import Parts, build_parts
+from megavideo.train.health.peak import peak_flops_per_second
+from megavideo.train.health.signals import StopRequest
+from megavideo.train.health.stragglers import Stragglers
+from megavideo.train.health.watchdog import Hang, Watchdog, collective_timeout
 from megavideo.train.loop import Ending, Loop, Tools, mean_loss
-from megavideo.train.peak import peak_flops_per_second
 from megavideo.train.position import Position, read_position
 from megavideo.train.record import FAULTS_FILE, Recorder, host
 from megavideo.train.resume import newest_position
 from megavideo.train.saving import Saving
 from megavideo.train.setup import RunPlace, build_previewer, build_validator, checkpoint_store
-from megavideo.train.signals import StopRequest
 from megavideo.train.stages import next_stage
 from megavideo.train.step import Trainer
-from megavideo.train.stragglers import Stragglers
-from megavideo.train.watchdog import Hang, Watchdog, collective_timeout
 
 _log = logging.getLogger(__name__)
 

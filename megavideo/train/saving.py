@@ -7,7 +7,7 @@ from megavideo.checkpoint.saver import Checkpointer
 from megavideo.config.curriculum import Stage
 from megavideo.config.dump import to_yaml
 from megavideo.config.schema.train import TrainRun
-from megavideo.parallel.fragments import owned_fragments
+from megavideo.parallel.engines.fragments import owned_fragments
 from megavideo.train.build import Parts
 from megavideo.train.position import Position
 from megavideo.train.record import Recorder

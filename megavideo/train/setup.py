@@ -14,20 +14,22 @@ from megavideo.checkpoint.agreement import from_rank_0
 from megavideo.config.curriculum import Stage
 from megavideo.config.dump import to_yaml
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import ENCODERS_PREFIX, info_bytes, parse_info
-from megavideo.data.retry import RetryPolicy
-from megavideo.data.storage import Storage, download_all, open_storage, write_file
-from megavideo.data.table import most_common_fps
+from megavideo.data.dataset.dataset import ENCODERS_PREFIX, info_bytes, parse_info
+from megavideo.data.storage.files import write_file
+from megavideo.data.storage.open import download_all, open_storage
+from megavideo.data.storage.protocol import Storage
+from megavideo.data.storage.retry import RetryPolicy
+from megavideo.data.table.sample_table import most_common_fps
 from megavideo.encoders.folder import same_encoders
 from megavideo.errors import CheckpointError, ConfigError
 from megavideo.generate.loaded_run import SAMPLING_FILE
 from megavideo.observe.run_folder import RunFolder, create_run_folder
-from megavideo.parallel.distributed import Launch
+from megavideo.parallel.processes.distributed import Launch
 from megavideo.train.build import Parts
-from megavideo.train.held_out_clips import open_held_out
-from megavideo.train.preview import Previewer
 from megavideo.train.resume import check_same_run
-from megavideo.train.validation import Validator
+from megavideo.train.validation.held_out_clips import open_held_out
+from megavideo.train.validation.preview import Previewer
+from megavideo.train.validation.validation import Validator
 
 # a store that is gone for minutes shall cost a checkpoint's copy, not the run
 _CHECKPOINT_STORE_SECONDS = 300.0

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megavideo.parallel.engine import Engine, MicroBatch, StepOutcome
-from megavideo.parallel.mesh import ProcessMesh
-from megavideo.train.feed import StepInput
-from megavideo.train.noising import TrainBatch
+from megavideo.parallel.engines.engine import Engine, MicroBatch, StepOutcome
+from megavideo.parallel.processes.mesh import ProcessMesh
+from megavideo.train.packs.feed import StepInput
+from megavideo.train.packs.noising import TrainBatch
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from megavideo.checkpoint.manifest import Header
 from megavideo.checkpoint.restore import restore, restore_weights
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.data.storage import open_storage
+from megavideo.data.storage.open import open_storage
 from megavideo.errors import MegavideoError
 from megavideo.optim.schedule import learning_rate
-from megavideo.parallel.distributed import Launch
-from megavideo.parallel.engine import Engine
-from megavideo.parallel.fragments import held_fragments, owned_fragments
-from megavideo.parallel.groups import destroy_groups
+from megavideo.parallel.engines.engine import Engine
+from megavideo.parallel.engines.fragments import held_fragments, owned_fragments
+from megavideo.parallel.processes.distributed import Launch
+from megavideo.parallel.processes.groups import destroy_groups
 from megavideo.parity.packs import step_input
 from megavideo.parity.process import build_parity_engine
 from megavideo.parity.spec import ParitySpec

@@ -9,8 +9,8 @@ import torch
 
 from megavideo.checkpoint.manifest import Header
 from megavideo.checkpoint.read import CheckpointReader
-from megavideo.parallel.fragments import Fragment
-from megavideo.parallel.sharding import WHOLE
+from megavideo.parallel.engines.fragments import Fragment
+from megavideo.parallel.layers.sharding import WHOLE
 
 SHAPES = {"a.weight": (6, 40), "b.bias": (7,), "c.weight": (400, 500)}
 STATES = ("weight", "exp_avg", "ema")

@@ -15,8 +15,8 @@ from megavideo.checkpoint.manifest import list_checkpoints
 from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
 from megavideo.checkpoint.write import Header, write_checkpoint
 from megavideo.errors import CheckpointError
-from megavideo.parallel.fragments import Fragment
-from megavideo.parallel.sharding import WHOLE, Shard
+from megavideo.parallel.engines.fragments import Fragment
+from megavideo.parallel.layers.sharding import WHOLE, Shard
 from megavideo.testing.saved_run import alone
 
 SHAPES = {"a.weight": (6, 4), "b.bias": (7,)}

@@ -9,8 +9,8 @@ import torch
 from megavideo.checkpoint.manifest import list_checkpoints
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.parallel.fragments import Fragment
-from megavideo.parallel.sharding import WHOLE
+from megavideo.parallel.engines.fragments import Fragment
+from megavideo.parallel.layers.sharding import WHOLE
 from tests.checkpoint.states import check, fragments, header
 from tests.full_disk import fill
 

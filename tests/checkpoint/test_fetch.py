@@ -14,8 +14,8 @@ from megavideo.checkpoint.manifest import DamagedError
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.checkpoint.store_place import StorePlace
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.data.retry import RetryPolicy
-from megavideo.data.storage import open_storage
+from megavideo.data.storage.open import open_storage
+from megavideo.data.storage.retry import RetryPolicy
 from megavideo.errors import StoreUnreachable
 from megavideo.testing.saved_run import alone
 from megavideo.train.resume import newest_position

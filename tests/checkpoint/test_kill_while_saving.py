@@ -13,7 +13,7 @@ from megavideo.checkpoint.candidates import find_candidates
 from megavideo.checkpoint.manifest import list_checkpoints
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.parallel.forked import end_with_parent
+from megavideo.parallel.processes.forked import end_with_parent
 from tests.checkpoint.states import check, fragments, header
 
 WORLD = 2

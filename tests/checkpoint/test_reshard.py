@@ -18,8 +18,8 @@ from megavideo.checkpoint.rank_part import RankPart, manifest_of
 from megavideo.checkpoint.read import CheckpointReader
 from megavideo.checkpoint.snapshot import Snapshot
 from megavideo.errors import CheckpointError
-from megavideo.parallel.fragments import Fragment
-from megavideo.parallel.sharding import WHOLE, Shard
+from megavideo.parallel.engines.fragments import Fragment
+from megavideo.parallel.layers.sharding import WHOLE, Shard
 
 # a parameter's whole shape, the dim along which it is cut (None: never) and its stacked blocks
 PARAMETERS: dict[str, tuple[tuple[int, ...], int | None, int]] = {

@@ -14,7 +14,7 @@ from megavideo.checkpoint.retention import Summary, reasons_to_keep
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.checkpoint.store_place import StorePlace
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.data.storage import open_storage
+from megavideo.data.storage.open import open_storage
 from tests.checkpoint.states import check, fragments, header
 
 # losses of steps 10 to 80; the ends of stages are at 30 and 60

@@ -18,7 +18,7 @@ from megavideo.cli.verbs.checkpoint import VERB
 from megavideo.config.load import load
 from megavideo.config.schema.checkpoint import CheckpointConfig
 from megavideo.config.schema.checkpoint_verb import CheckpointVerbRun
-from megavideo.data.storage import open_storage
+from megavideo.data.storage.open import open_storage
 from megavideo.errors import CheckpointError, ConfigError
 from tests.checkpoint.states import SHAPES, check, fragments, whole
 

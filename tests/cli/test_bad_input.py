@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from megavideo.cli.main import main
-from megavideo.data.write_video import write_video
+from megavideo.data.clips.write_video import write_video
 
 MICRO = ("train", "run=micro", "train.steps=2", "optim.warmup_steps=1", "observe.tensorboard=false")
 SMALL_PACKS = "data.tokens_per_pack=128"

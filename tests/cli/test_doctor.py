@@ -9,7 +9,7 @@ import pytest
 
 from megavideo.cli.main import main
 from megavideo.cli.verbs.doctor import describe_machine
-from megavideo.parallel.accelerators import Accelerators, Gpu, Part
+from megavideo.parallel.machine.accelerators import Accelerators, Gpu, Part
 from megavideo.testing.dataset import write_dataset
 
 MACHINE = Accelerators(

@@ -221,9 +221,9 @@ def test_interrupt_is_130_and_a_defect_keeps_its_traceback(room: Callable[..., N
     def defect(cfg: Any) -> None:
         raise RuntimeError("a bug")
 
-    room("megavideo.encoders.encode", "encode", interrupted)
+    room("megavideo.encoders.encode.run", "encode", interrupted)
     assert main(["encode", "src=a", "out=b"]) == 130
-    room("megavideo.encoders.encode", "encode", defect)
+    room("megavideo.encoders.encode.run", "encode", defect)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["encode", "src=a", "out=b"])
 

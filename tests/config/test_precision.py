@@ -13,7 +13,7 @@ from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
-from megavideo.parallel.fp8 import is_excluded
+from megavideo.parallel.layers.fp8 import is_excluded
 
 FP8 = "layers=te_fp8 train.precision=bf16 "
 

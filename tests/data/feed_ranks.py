@@ -10,13 +10,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import open_dataset
-from megavideo.data.plan import WHOLE_RUN, StagePlace
-from megavideo.data.shards import ShardReader, StreamOptions
+from megavideo.data.dataset.dataset import open_dataset
+from megavideo.data.plan.step_plan import WHOLE_RUN, StagePlace
+from megavideo.data.stream.shards import ShardReader, StreamOptions
 from megavideo.diffusion.objective import build_objective
-from megavideo.parallel.forked import end_with_parent
-from megavideo.parallel.mesh import ProcessMesh
-from megavideo.train.feed import Feed
+from megavideo.parallel.processes.forked import end_with_parent
+from megavideo.parallel.processes.mesh import ProcessMesh
+from megavideo.train.packs.feed import Feed
 
 _SECONDS = 300.0
 Visits = Counter[tuple[str, int]]
@@ -42,7 +42,7 @@ class Start:
 def delivered(start: Start) -> dict[int, Visits]:
     """How often each (sample id, visit) was in the packs of the ranks together, by step."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["megavideo.train.feed"])
+    context.set_forkserver_preload(["megavideo.train.packs.feed"])
     ranks = []
     for rank in range(start.dp):
         ours, theirs = context.Pipe(duplex=False)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from megavideo.data.dataset import open_dataset
-from megavideo.data.retry import RetryPolicy
-from megavideo.data.shards import LatentSample, ShardReader, StreamOptions
-from megavideo.data.stream_counts import StreamCounts
+from megavideo.data.dataset.dataset import open_dataset
+from megavideo.data.storage.retry import RetryPolicy
+from megavideo.data.stream.counts import StreamCounts
+from megavideo.data.stream.shards import LatentSample, ShardReader, StreamOptions
 from megavideo.errors import MegavideoError
 
 

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from megavideo.data.batch import assemble
-from megavideo.data.packing import PackLimits
 from megavideo.data.patches import patchify, token_grid, unpatchify
-from megavideo.data.shards import LatentSample
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.stream.batch import assemble
+from megavideo.data.stream.shards import LatentSample
 from megavideo.errors import DataError
 from megavideo.types import Grid, PackSegment
 

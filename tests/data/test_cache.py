@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import pytest
 
-from megavideo.data.cache import FOLDER_NAME, DamagedError, ShardCache, Wanted
+from megavideo.data.stream.cache import FOLDER_NAME, DamagedError, ShardCache, Wanted
 from megavideo.errors import DataError
 
 SIZE = 100
@@ -73,7 +73,7 @@ def test_files_are_not_looked_at_while_the_disk_has_room(tmp_path: Path, monkeyp
     def look(folder: str) -> None:
         raise AssertionError("a hundred thousand files, at each fetch")
 
-    monkeypatch.setattr("megavideo.data.cache._files", look)
+    monkeypatch.setattr("megavideo.data.stream.cache._files", look)
     fetch(ShardCache(tmp_path, None, 1.0), wanted("d/a"))
     assert names(tmp_path) == {"a"}
 

@@ -10,7 +10,7 @@ import pytest
 from streaming import MDSWriter
 from streaming.base.format.mds.reader import MDSReader
 
-from megavideo.data.caption_texts import CAPTION_COLUMNS, join_texts, split_texts
+from megavideo.data.dataset.caption_texts import CAPTION_COLUMNS, join_texts, split_texts
 
 
 def text(tokens: int, value: float) -> np.ndarray:

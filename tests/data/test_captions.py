@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megavideo.data.captions import (
+from megavideo.data.clips.captions import (
     CaptionTable,
     WeightedCaption,
     caption_row,

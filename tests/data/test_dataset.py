@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from streaming import MDSWriter, StreamingDataset
 
-from megavideo.data.captions import WeightedCaption
-from megavideo.data.dataset import (
+from megavideo.data.clips.captions import WeightedCaption
+from megavideo.data.dataset.dataset import (
     COLUMNS,
     DatasetInfo,
     checksum,
@@ -20,10 +20,10 @@ from megavideo.data.dataset import (
     open_dataset,
     parse_info,
 )
-from megavideo.data.shards import ShardReader
-from megavideo.data.storage import LocalStorage
-from megavideo.data.tables import open_samples
-from megavideo.encoders.dataset_writer import publish_version, writing_shards
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.stream.shards import ShardReader
+from megavideo.data.table.open import open_samples
+from megavideo.encoders.encode.dataset_writer import publish_version, writing_shards
 from megavideo.errors import DataError
 from megavideo.types import Grid, SampleInfo
 

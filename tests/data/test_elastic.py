@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from megavideo.data.packing import PackLimits
-from megavideo.data.plan import PlanSettings, StepPlan, rank_share
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.plan.step_plan import PlanSettings, StepPlan, rank_share
 from megavideo.types import Grid, SampleInfo
 
 CHANGES = 20

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.plan import StagePlace
-from megavideo.data.tables import FOLDER_NAME
+from megavideo.data.plan.step_plan import StagePlace
+from megavideo.data.table.open import FOLDER_NAME
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.settings import micro_config
 from tests.data.feed_ranks import Start, Visits, delivered, make_feed

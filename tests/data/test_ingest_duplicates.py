@@ -12,11 +12,11 @@ from PIL import Image
 
 from megavideo.config.schema.clip_filters import FiltersConfig
 from megavideo.config.schema.prepare import IngestRun
+from megavideo.data.clips.media import decode_frames, probe
+from megavideo.data.clips.write_video import write_video
 from megavideo.data.ingest import ingest, read_clip_list
 from megavideo.data.ingest.duplicates import Fingerprinted, find_duplicates
 from megavideo.data.ingest.fingerprint import HASH_BITS, fingerprint
-from megavideo.data.media import decode_frames, probe
-from megavideo.data.write_video import write_video
 from megavideo.evaluation.shapes.corpus import render_corpus
 from tests.data.clip_files import write_captions, write_clip
 from tests.data.test_ingest_cuts import texture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megavideo.data.resize import FrameSize, fit_size, fit_window, resize_frames
+from megavideo.data.clips.resize import FrameSize, fit_size, fit_window, resize_frames
 from megavideo.errors import DataError
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, IngestRun, TextEncoderConfig
-from megavideo.data.dataset import open_dataset
+from megavideo.data.clips.media import is_media
+from megavideo.data.dataset.dataset import open_dataset
 from megavideo.data.ingest.run import ingest
-from megavideo.data.media import is_media
-from megavideo.data.shards import ShardReader
-from megavideo.data.tables import open_samples
-from megavideo.encoders.encode import encode
+from megavideo.data.stream.shards import ShardReader
+from megavideo.data.table.open import open_samples
+from megavideo.encoders.encode.run import encode
 from megavideo.evaluation.shapes.corpus import render_corpus
 
 CLIPS, IMAGES = 1900, 100

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megavideo.data import media
-from megavideo.data.media import Anchor, decode_frames, iter_frames, iter_video, probe
+from megavideo.data.clips import media
+from megavideo.data.clips.media import Anchor, decode_frames, iter_frames, iter_video, probe
 from megavideo.errors import DataError
 from tests.data.clip_files import moving_square, turn_header, write_clip
 

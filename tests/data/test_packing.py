@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megavideo.data.balance import shares
-from megavideo.data.equalise import equalise
-from megavideo.data.packing import PackLimits, pack_balanced
+from megavideo.data.plan.balance import shares
+from megavideo.data.plan.equalise import equalise
+from megavideo.data.plan.packing import PackLimits, pack_balanced
 
 
 def sizes(seed: int, count: int, low: int = 1, high: int = 65) -> tuple[np.ndarray, np.ndarray]:

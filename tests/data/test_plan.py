@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megavideo.data.packing import PackLimits
-from megavideo.data.plan import Pack, PlanSettings, StepPlan, rank_share
-from megavideo.data.recipe import _ITEMS
-from megavideo.data.table import SampleTable, make_table
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.plan.recipe import _ITEMS
+from megavideo.data.plan.step_plan import Pack, PlanSettings, StepPlan, rank_share
+from megavideo.data.table.sample_table import SampleTable, make_table
 from megavideo.errors import DataError
 from megavideo.types import Grid, PackSegment, SampleInfo
 
@@ -169,7 +169,7 @@ def test_a_stage_begins_at_a_step_and_a_visit() -> None:
 def test_visits_of_the_next_stage_are_new(
     count: int, weights: Mapping[str, float] | None, items: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megavideo.data.recipe._ITEMS", items)
+    monkeypatch.setattr("megavideo.data.plan.recipe._ITEMS", items)
     plan = make_plan(count, weights=weights, first_step=5, first_visit=2)
     assert plan.visits_reached(5) == 2
     seen: set[tuple[int, int]] = set()

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megavideo.data import selection as selection_module
-from megavideo.data import table as table_module
-from megavideo.data.dataset import open_dataset
-from megavideo.data.held_out import held_out
-from megavideo.data.packing import PackLimits
-from megavideo.data.plan import PlanSettings, StepPlan
-from megavideo.data.selection import Selected, Selection, read_ids, select, selection_of
-from megavideo.data.table import SampleTable, make_table
-from megavideo.data.tables import FOLDER_NAME, open_samples, open_selected
+from megavideo.data.dataset.dataset import open_dataset
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.plan.step_plan import PlanSettings, StepPlan
+from megavideo.data.table import sample_table as table_module
+from megavideo.data.table import selection as selection_module
+from megavideo.data.table.held_out import held_out
+from megavideo.data.table.open import FOLDER_NAME, open_samples, open_selected
+from megavideo.data.table.sample_table import SampleTable, make_table
+from megavideo.data.table.selection import Selected, Selection, read_ids, select, selection_of
 from megavideo.errors import ConfigError, DataError
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.settings import micro_config

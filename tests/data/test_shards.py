@@ -14,8 +14,8 @@ import pytest
 import torch
 from streaming import StreamingDataset
 
-from megavideo.data.dataset import open_dataset
-from megavideo.data.shards import ShardReader
+from megavideo.data.dataset.dataset import open_dataset
+from megavideo.data.stream.shards import ShardReader
 from megavideo.errors import DataError
 from megavideo.testing.dataset import write_dataset
 

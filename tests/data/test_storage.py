@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from megavideo.data.retry import RetryPolicy
-from megavideo.data.storage import LocalStorage, Storage, download_all, open_storage, replacing
+from megavideo.data.storage.files import replacing
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.storage.open import download_all, open_storage
+from megavideo.data.storage.protocol import Storage
+from megavideo.data.storage.retry import RetryPolicy
 from megavideo.errors import DataError, StoreUnreachable
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from megavideo.data.stream_counts import StreamCounts, StreamRates, zero_counts
+from megavideo.data.stream.counts import StreamCounts, StreamRates, zero_counts
 
 
 def test_counts_have_every_whole_number() -> None:

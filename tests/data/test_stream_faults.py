@@ -19,13 +19,13 @@ import psutil
 import pytest
 import xxhash
 
-from megavideo.data.cache import FOLDER_NAME
-from megavideo.data.dataset import open_dataset
-from megavideo.data.locks import locked
-from megavideo.data.prefetch import ShardWorkers
-from megavideo.data.retry import RetryPolicy
-from megavideo.data.shards import ShardReader, StreamOptions
-from megavideo.data.storage import open_storage
+from megavideo.data.dataset.dataset import open_dataset
+from megavideo.data.storage.locks import locked
+from megavideo.data.storage.open import open_storage
+from megavideo.data.storage.retry import RetryPolicy
+from megavideo.data.stream.cache import FOLDER_NAME
+from megavideo.data.stream.prefetch import ShardWorkers
+from megavideo.data.stream.shards import ShardReader, StreamOptions
 from megavideo.errors import RETRY_STATUS, StoreUnreachable
 from megavideo.testing.dataset import write_dataset
 from tests.data.fault_proxy import FaultProxy
@@ -331,7 +331,7 @@ def test_a_rank_that_is_killed_takes_its_workers_along_and_leaves_no_lock(scene:
 
 def test_a_defect_in_a_worker_is_raised_with_its_traceback(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = ShardReader(open_dataset(scene.uri), scene.cache, StreamOptions(workers=1))
-    monkeypatch.setattr("megavideo.data.shard_files.ShardFiles.check", lambda self, number, moving: 1 / 0)
+    monkeypatch.setattr("megavideo.data.stream.shard_files.ShardFiles.check", lambda self, number, moving: 1 / 0)
     with reader.working(), pytest.raises(RuntimeError, match="ZeroDivisionError"):
         reader.read(0)
 

@@ -13,12 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megavideo.data import row_order, table_writer, tables
-from megavideo.data.dataset import DatasetInfo, LatentDataset, checksum, manifest_line, manifest_row, open_dataset
-from megavideo.data.storage import LocalStorage
-from megavideo.data.table import SampleTable, make_table, most_common_fps, open_table
-from megavideo.data.table_writer import write_table
-from megavideo.data.tables import FOLDER_NAME, cache_folder, open_samples
+from megavideo.data.dataset.dataset import (
+    DatasetInfo,
+    LatentDataset,
+    checksum,
+    manifest_line,
+    manifest_row,
+    open_dataset,
+)
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.table import open as tables
+from megavideo.data.table import row_order
+from megavideo.data.table import writer as table_writer
+from megavideo.data.table.open import FOLDER_NAME, cache_folder, open_samples
+from megavideo.data.table.sample_table import SampleTable, make_table, most_common_fps, open_table
+from megavideo.data.table.writer import write_table
 from megavideo.errors import DataError
 from megavideo.testing.dataset import write_dataset
 from megavideo.types import Grid, SampleInfo
@@ -113,7 +122,7 @@ def test_sizes_that_make_no_key() -> None:
 
 @pytest.mark.parametrize("rows_at_once", [7, 8192])
 def test_the_table_of_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
-    monkeypatch.setattr("megavideo.data.manifest._PART_ROWS", rows_at_once)
+    monkeypatch.setattr("megavideo.data.dataset.manifest._PART_ROWS", rows_at_once)
     samples = [replace(s, latent=Grid(s.latent.t, s.latent.h, 2 * s.latent.w)) for s in some()]
     dataset = dataset_of(samples, tmp_path / "data")
     expected = make_table(samples, ["films/*"])
@@ -135,7 +144,7 @@ def test_a_table_is_made_once_for_what_it_depends_on(tmp_path: Path, monkeypatch
         made[str(given[1])] += 1
         write(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("megavideo.data.tables.write_table", counted)
+    monkeypatch.setattr("megavideo.data.table.open.write_table", counted)
     cache = tmp_path / "cache"
     dataset = dataset_of(some(), tmp_path / "data")
     for sources in (("image",), (), ("image",), ()):

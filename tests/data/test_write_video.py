@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from megavideo.data.write_video import write_video
+from megavideo.data.clips.write_video import write_video
 from megavideo.errors import DataError
 
 

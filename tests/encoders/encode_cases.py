@@ -14,9 +14,9 @@ import numpy as np
 from streaming.base.format.mds.reader import MDSReader
 
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, TextEncoderConfig
-from megavideo.data.captions import WeightedCaption
-from megavideo.data.files import TEMPORARY_PREFIX
+from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.ingest.rows import CLIPS_NAME, ROOT_NAME, ClipRow, clip_lines, root_line
+from megavideo.data.storage.files import TEMPORARY_PREFIX
 from tests.data.clip_files import write_clip
 
 PCA = AutoencoderConfig(kind="pca", channels=8, fit_clips=4)
@@ -63,14 +63,14 @@ def settings(src: Path, out: Path | str, **changes: object) -> EncodeRun:
 def start_encode(cfg: EncodeRun, environment: Mapping[str, str] | None = None) -> BaseProcess:
     """An encode in a process of its own, which begins at once: what it imports was imported before."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.encoders.encode_cases", "megavideo.encoders.encode", "boto3", "cv2"])
+    context.set_forkserver_preload(["tests.encoders.encode_cases", "megavideo.encoders.encode.run", "boto3", "cv2"])
     process = context.Process(target=_encode, args=(cfg, dict(environment or {})))
     process.start()
     return process
 
 
 def _encode(cfg: EncodeRun, environment: dict[str, str]) -> None:
-    from megavideo.encoders.encode import encode
+    from megavideo.encoders.encode.run import encode
 
     os.environ.update(environment)
     encode(cfg)

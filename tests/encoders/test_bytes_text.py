@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from megavideo.encoders.bytes_text import BytesTextEncoder
+from megavideo.encoders.text.bytes_text import BytesTextEncoder
 from megavideo.errors import ConfigError
 
 
@@ -62,7 +62,7 @@ def test_other_scripts(encoder: BytesTextEncoder) -> None:
 
 def test_fixed_on_every_machine_and_run(encoder: BytesTextEncoder) -> None:
     code = (
-        "import hashlib; from megavideo.encoders.bytes_text import BytesTextEncoder as B;"
+        "import hashlib; from megavideo.encoders.text.bytes_text import BytesTextEncoder as B;"
         "x = B(64, 32).encode(['a red square, moving'])[0].numpy();"
         "print(hashlib.sha256((x * 1000).round().astype('int32').tobytes()).hexdigest())"
     )

@@ -17,7 +17,7 @@ from megavideo.config.load import load
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.config.schema.prepare import IngestRun
 from megavideo.config.texts import Share
-from megavideo.data.captions import WeightedCaption, read_caption_table
+from megavideo.data.clips.captions import WeightedCaption, read_caption_table
 from megavideo.data.ingest import ingest, read_clip_list
 from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.clips import find_clips, frame_numbers, view_of

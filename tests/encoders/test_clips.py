@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, IngestRun, TextEncoderConfig
-from megavideo.data.dataset import open_dataset
+from megavideo.data.dataset.dataset import open_dataset
 from megavideo.data.ingest import ingest, read_clip_list
-from megavideo.data.storage import open_storage
-from megavideo.encoders.bytes_text import BytesTextEncoder
-from megavideo.encoders.clips import ClipLimits, fitting_videos, plan_clips, read_clip
-from megavideo.encoders.encode import encode
-from megavideo.encoders.encode_unit import UnitEncoder, jobs_of
+from megavideo.data.storage.open import open_storage
+from megavideo.encoders.encode.clips import ClipLimits, fitting_videos, plan_clips, read_clip
+from megavideo.encoders.encode.run import encode
+from megavideo.encoders.encode.unit import UnitEncoder, jobs_of
+from megavideo.encoders.encode.work_units import plan_work
 from megavideo.encoders.folder import Encoders
-from megavideo.encoders.pca import PcaAutoencoder, fit_pca
-from megavideo.encoders.work_units import plan_work
+from megavideo.encoders.text.bytes_text import BytesTextEncoder
+from megavideo.encoders.video.pca import PcaAutoencoder, fit_pca
 from megavideo.errors import DataError
 from tests.data.clip_files import write_captions, write_clip
 from tests.data.test_ingest_cuts import texture

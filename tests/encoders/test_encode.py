@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, IngestRun, TextEncoderConfig
-from megavideo.data.dataset import open_dataset
+from megavideo.data.dataset.dataset import open_dataset
 from megavideo.data.ingest import ingest
-from megavideo.data.storage import download_all, open_storage
-from megavideo.encoders import encode as encode_module
-from megavideo.encoders.encode import encode
+from megavideo.data.storage.open import download_all, open_storage
+from megavideo.encoders.encode import run as encode_module
+from megavideo.encoders.encode.run import encode
 from megavideo.encoders.folder import load_encoders, same_encoders
 from megavideo.errors import ConfigError, DataError
 from tests.data.clip_files import moving_square, turn_header, write_captions, write_clip

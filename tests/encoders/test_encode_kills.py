@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from megavideo.data.dataset import open_dataset
-from megavideo.data.shards import ShardReader
-from megavideo.data.storage import LocalStorage, download_all, open_storage
-from megavideo.encoders.encode import encode
+from megavideo.data.dataset.dataset import open_dataset
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.storage.open import download_all, open_storage
+from megavideo.data.stream.shards import ShardReader
+from megavideo.encoders.encode.run import encode
 from tests.encoders.encode_cases import (
     MOST_CLIPS,
     samples_in_shards,
@@ -111,8 +112,8 @@ def _deadly_encode(src: Path, out: Path, changes: int) -> None:
 
     storage = _Deadly(out, changes)
     with (
-        mock.patch("megavideo.encoders.dataset_place.open_storage", lambda uri: storage),
-        mock.patch("megavideo.encoders.encode_pool.open_storage", lambda uri: storage),
+        mock.patch("megavideo.encoders.encode.dataset_place.open_storage", lambda uri: storage),
+        mock.patch("megavideo.encoders.encode.pool.open_storage", lambda uri: storage),
     ):
         encode(settings(src, out, unit_clips=16, shard_bytes=65536))
 

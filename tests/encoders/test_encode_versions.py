@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from megavideo.data.dataset import open_dataset
-from megavideo.data.packing import PackLimits
-from megavideo.data.plan import PlanSettings, StepPlan
-from megavideo.data.shards import ShardReader
-from megavideo.data.storage import LocalStorage
-from megavideo.encoders import encode_pool
-from megavideo.encoders.encode import encode
-from megavideo.encoders.staging import staging_folder
+from megavideo.data.dataset.dataset import open_dataset
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.plan.step_plan import PlanSettings, StepPlan
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.stream.shards import ShardReader
+from megavideo.encoders.encode import pool as encode_pool
+from megavideo.encoders.encode.run import encode
+from megavideo.encoders.encode.staging import staging_folder
 from megavideo.errors import ConfigError, DataError
 from tests.data.test_dataset import write_format_1
 from tests.encoders.encode_cases import PCA, samples_in_shards, settings, tree, write_film, write_list

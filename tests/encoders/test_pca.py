@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from megavideo.encoders.autoencoder import FitVideos
-from megavideo.encoders.pca import PcaAutoencoder, equalising_rotation, fit_pca
+from megavideo.encoders.video.autoencoder import FitVideos
+from megavideo.encoders.video.pca import PcaAutoencoder, equalising_rotation, fit_pca
 from megavideo.errors import ConfigError, DataError
 
 COLOURS = ((230, 40, 40), (40, 200, 60), (50, 80, 230), (230, 210, 40))

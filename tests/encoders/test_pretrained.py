@@ -9,8 +9,8 @@ import torch
 
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
 from megavideo.encoders.folder import build_autoencoder, build_text_encoder, load_encoders, save_encoders
-from megavideo.encoders.loaded import LoadedAutoencoder, build_loaded
-from megavideo.encoders.transformers_text import TransformersTextEncoder, build_transformers_text
+from megavideo.encoders.text.transformers_text import TransformersTextEncoder, build_transformers_text
+from megavideo.encoders.video.loaded import LoadedAutoencoder, build_loaded
 from megavideo.errors import ConfigError, DataError
 from tests.encoders.tiny_models import make_text, make_wan
 

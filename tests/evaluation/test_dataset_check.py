@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from megavideo.config.schema.doctor import DoctorRun
-from megavideo.data.dataset import open_dataset
+from megavideo.data.dataset.dataset import open_dataset
 from megavideo.errors import ConfigError, DataError
 from megavideo.evaluation.dataset_check import check_dataset
 from megavideo.evaluation.dataset_page import SampleColumns, draw_histograms

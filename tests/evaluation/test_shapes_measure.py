@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from megavideo.data.write_video import write_video
+from megavideo.data.clips.write_video import write_video
 from megavideo.evaluation.shapes.measure import Measured, gaussian_blur, measure
 from megavideo.evaluation.shapes.render import draw_scene, render
 from megavideo.evaluation.shapes.score import score

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from megavideo.data.write_video import write_video
+from megavideo.data.clips.write_video import write_video
 from megavideo.observe.faults import FaultLog
 from megavideo.observe.metrics import MetricsWriter
 from megavideo.observe.run_folder import RunFolder

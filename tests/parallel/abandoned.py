@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from megavideo.parallel.forked import become_rank
+from megavideo.parallel.processes.forked import become_rank
 
 
 def stay(rank: int, folder: str) -> None:

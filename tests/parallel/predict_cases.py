@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from megavideo.parallel.average import averaged_weights, has_average
-from megavideo.parallel.distributed import Launch
-from megavideo.parallel.engine import Engine
-from megavideo.parallel.fragments import held_fragments
-from megavideo.parallel.predict import predict, predict_whole
+from megavideo.parallel.engines.average import averaged_weights, has_average
+from megavideo.parallel.engines.engine import Engine
+from megavideo.parallel.engines.fragments import held_fragments
+from megavideo.parallel.engines.predict import predict, predict_whole
+from megavideo.parallel.processes.distributed import Launch
 from megavideo.parity.packs import step_input
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.parity_training import ParityTraining, parity_training

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from megavideo.parallel import accelerators
+from megavideo.parallel.machine import accelerators
 
 
 class Linear(nn.Module):

@@ -11,8 +11,8 @@ import torch
 
 from megavideo.config.schema.precision import LayersConfig
 from megavideo.errors import ConfigError
-from megavideo.parallel import accelerators
-from megavideo.parallel.accelerators import Part, check_layers, detect
+from megavideo.parallel.machine import accelerators
+from megavideo.parallel.machine.accelerators import Part, check_layers, detect
 from tests.parallel import te_stand_in
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_apex_is_known_by_its_extension(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_detection_imports_neither_te_nor_megatron(repo_root: Path) -> None:
     code = (
-        "import sys, megavideo.parallel.accelerators as a; a.detect();"
+        "import sys, megavideo.parallel.machine.accelerators as a; a.detect();"
         "sys.exit(any(name.split('.')[0] in ('transformer_engine', 'megatron', 'deepspeed') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=repo_root, timeout=120).returncode == 0

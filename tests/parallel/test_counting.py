@@ -14,8 +14,8 @@ import torch.distributed._functional_collectives as functional
 from torch import nn
 
 from megavideo.parallel.counting import Sending, counting_process_group
-from megavideo.parallel.distributed import free_port, leave
-from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.processes.distributed import free_port, leave
+from megavideo.parallel.processes.mesh import ProcessMesh
 
 RANKS = 3
 PART = 6 * 4  # bytes of six float32, one rank's part

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from megavideo.errors import TopologyError
-from megavideo.parallel import distributed
-from megavideo.parallel.distributed import free_port, process_group
+from megavideo.parallel.processes import distributed
+from megavideo.parallel.processes.distributed import free_port, process_group
 
 
 @pytest.mark.parametrize(("rank", "words"), [(0, "1/2 clients joined"), (1, "trying to connect")])
@@ -30,7 +30,7 @@ def test_one_process_under_torchrun_meets_itself(tmp_path: Path) -> None:
     """It takes a port of its own, where torchrun's store does not listen: it must not wait for that store there."""
     program = tmp_path / "alone.py"
     program.write_text(
-        "from megavideo.parallel.distributed import process_group\n"
+        "from megavideo.parallel.processes.distributed import process_group\n"
         "with process_group() as launch:\n    print(launch.world_size)\n"
     )
     words = ["torch.distributed.run", "--standalone", "--nproc-per-node=1", str(program)]

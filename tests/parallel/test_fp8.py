@@ -19,8 +19,16 @@ from megavideo.errors import ConfigError, NumericsError
 from megavideo.model.dit import DiT
 from megavideo.model.init import init_weights
 from megavideo.model.layers import LocalLayers
-from megavideo.parallel.fp8 import BACKWARD, FORWARD, Fp8Linear, emulated_fp8, is_excluded, quantize, scaled_product
 from megavideo.parallel.fp8_probe import fp8_probe
+from megavideo.parallel.layers.fp8 import (
+    BACKWARD,
+    FORWARD,
+    Fp8Linear,
+    emulated_fp8,
+    is_excluded,
+    quantize,
+    scaled_product,
+)
 from megavideo.types import Grid, PackedBatch
 from tests.model.packs import make_pack
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megavideo.parallel.matmul_probe import MatmulProbe
+from megavideo.parallel.machine.matmul_probe import MatmulProbe
 
 CPU = torch.device("cpu")
 

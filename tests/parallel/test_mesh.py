@@ -7,8 +7,8 @@ import torch
 
 from megavideo.config.layout import parse_layout
 from megavideo.errors import ConfigError, TopologyError
-from megavideo.parallel.distributed import check_precision, first_host, read_launch
-from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.processes.distributed import check_precision, first_host, read_launch
+from megavideo.parallel.processes.mesh import ProcessMesh
 
 HEADS = 8
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from megavideo.parallel.predict import magnitudes_kept
+from megavideo.parallel.engines.predict import magnitudes_kept
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.ranks import run_ranks
 from tests.parallel.predict_cases import OTHER_TOKENS, run_layouts

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megavideo.model.attention import Segments, attend_varlen, attend_varlen_backward
-from megavideo.parallel.ring import _merge, shared_runs
+from megavideo.parallel.layers.ring import _merge, shared_runs
 
 
 def _random_bounds(seed: int, tokens: int) -> list[int]:

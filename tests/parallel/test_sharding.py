@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from megavideo.parallel.sharding import WHOLE, Shard, mark_sharded, shard_of
+from megavideo.parallel.layers.sharding import WHOLE, Shard, mark_sharded, shard_of
 
 # whole shape, dim, blocks, count: rows, fused rows, columns, biases, and fused columns
 CASES = [

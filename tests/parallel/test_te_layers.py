@@ -16,13 +16,13 @@ from megavideo.config.schema.precision import ALWAYS_BF16, LayersConfig
 from megavideo.errors import ConfigError
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
-from megavideo.parallel import te_layers
-from megavideo.parallel.fp8 import build_recipe
 from megavideo.parallel.fp8_probe import fp8_probe
-from megavideo.parallel.groups import Groups
-from megavideo.parallel.layer_set import ParallelLayers
-from megavideo.parallel.mesh import ProcessMesh
-from megavideo.parallel.te_layers import TeLayers, build_layers, keep_excluded_in_bf16
+from megavideo.parallel.layers import te_layers
+from megavideo.parallel.layers.fp8 import build_recipe
+from megavideo.parallel.layers.layer_set import ParallelLayers
+from megavideo.parallel.layers.te_layers import TeLayers, build_layers, keep_excluded_in_bf16
+from megavideo.parallel.processes.groups import Groups
+from megavideo.parallel.processes.mesh import ProcessMesh
 from tests.parallel import te_stand_in
 from tests.parallel.te_stand_in import Autocast, Linear
 from tests.parallel.test_fp8 import CONFIG, dit, pack

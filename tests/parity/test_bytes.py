@@ -15,7 +15,7 @@ import torch
 from megavideo.config.layout import parse_layout
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
-from megavideo.parallel.engine import EnginePlan
+from megavideo.parallel.engines.engine import EnginePlan
 from megavideo.parity.pool import Pool
 from megavideo.parity.record import Record
 from megavideo.parity.run import num_processes

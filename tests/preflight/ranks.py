@@ -14,8 +14,8 @@ import torch
 
 from megavideo.config.load import load
 from megavideo.config.schema.preflight import PreflightRun
-from megavideo.parallel.distributed import free_port
-from megavideo.parallel.forked import end_with_parent
+from megavideo.parallel.processes.distributed import free_port
+from megavideo.parallel.processes.forked import end_with_parent
 from megavideo.preflight.judge import PreflightReport
 from megavideo.preflight.links import exchange_bytes
 from megavideo.preflight.run import preflight

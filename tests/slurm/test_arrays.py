@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megavideo.cli.slurm_gen import main
-from megavideo.data.dataset import open_dataset
+from megavideo.data.dataset.dataset import open_dataset
 from tests.data.clip_files import moving_square, write_captions, write_clip
 from tests.slurm.lab import ENDED, ON_FOUR, Lab
 

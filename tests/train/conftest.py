@@ -111,7 +111,7 @@ def _nan_on_one(place: Place, name: str, layout: str) -> Case:
 
 def _other_noise(place: Place, name: str, layout: str, rank: int, call: int = 1) -> Case:
     """One rank noises by another seed from its `call`th pack on; inputs are compared every third step."""
-    fault = OtherSeed("megavideo.train.feed.noise_pack", rank, call)
+    fault = OtherSeed("megavideo.train.packs.feed.noise_pack", rank, call)
     return Case(place.words(name, layout=layout, train__check_inputs_every=3), fault)
 
 

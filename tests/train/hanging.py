@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from megavideo.observe.faults import FaultLog
-from megavideo.parallel.distributed import leave, own_store, process_group
-from megavideo.train.watchdog import Hang, Watchdog
+from megavideo.parallel.processes.distributed import leave, own_store, process_group
+from megavideo.train.health.watchdog import Hang, Watchdog
 
 
 def _steps(mode: str, rank: int, dog: Watchdog, log: Path) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 
 from megavideo.config.schema.train import TrainRun
 from megavideo.config.schema.validation import ValidationConfig
-from megavideo.encoders.bytes_text import BytesTextEncoder
 from megavideo.encoders.folder import save_encoders
+from megavideo.encoders.text.bytes_text import BytesTextEncoder
 from megavideo.errors import MegavideoError
 from megavideo.observe.run_folder import RunFolder
-from megavideo.parallel.distributed import Launch
-from megavideo.parallel.engine import Engine
+from megavideo.parallel.engines.engine import Engine
+from megavideo.parallel.processes.distributed import Launch
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.dataset import small_autoencoder
 from megavideo.testing.parity_training import parity_training
-from megavideo.train.preview import Previewer
+from megavideo.train.validation.preview import Previewer
 
 PROMPTS = ("a red shape", "a blue shape, moving", "something that is green")
 # of odd sides, so that more is sampled than is kept, and no multiple of the ranks that share tokens

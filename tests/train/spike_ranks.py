@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from megavideo.parallel.distributed import Launch
-from megavideo.parallel.engine import Engine
-from megavideo.parallel.fragments import held_fragments
+from megavideo.parallel.engines.engine import Engine
+from megavideo.parallel.engines.fragments import held_fragments
+from megavideo.parallel.processes.distributed import Launch
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.parity_training import ParityTraining, parity_training
 

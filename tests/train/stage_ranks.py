@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from megavideo.config.load import load
 from megavideo.config.schema.train import TrainRun
-from megavideo.parallel.distributed import Launch
-from megavideo.parallel.groups import destroy_groups
+from megavideo.parallel.processes.distributed import Launch
+from megavideo.parallel.processes.groups import destroy_groups
 from megavideo.train import run
 from megavideo.train.build import Parts, build_parts
 

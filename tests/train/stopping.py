@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from megavideo.errors import RETRY_STATUS
-from megavideo.train.signals import StopRequest
+from megavideo.train.health.signals import StopRequest
 
 if __name__ == "__main__":
     with StopRequest() as stop, (Path(sys.argv[1]) / f"{os.environ['RANK']}.txt").open("w", buffering=1) as log:

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from megavideo.config.schema.guard import GuardConfig
-from megavideo.parallel.distributed import leave, process_group
-from megavideo.train.stragglers import Stragglers
+from megavideo.parallel.processes.distributed import leave, process_group
+from megavideo.train.health.stragglers import Stragglers
 
 STEPS, EVERY = 20, 10
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from megavideo.config.schema.diffusion import DiffusionConfig
-from megavideo.data.batch import assemble
-from megavideo.data.packing import PackLimits
-from megavideo.data.shards import LatentSample
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.stream.batch import assemble
+from megavideo.data.stream.shards import LatentSample
 from megavideo.diffusion.content import content_shift, latent_gradient
 from megavideo.diffusion.objective import build_objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import apply_shift
-from megavideo.train.noising import noise_pack
+from megavideo.train.packs.noising import noise_pack
 from megavideo.types import Grid, PackSegment
 
 PATCH = (1, 2, 2)

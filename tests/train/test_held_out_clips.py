@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import info_bytes, open_dataset
-from megavideo.data.selection import selection_of
-from megavideo.data.tables import open_selected
+from megavideo.data.dataset.dataset import info_bytes, open_dataset
+from megavideo.data.table.open import open_selected
+from megavideo.data.table.selection import selection_of
 from megavideo.errors import ConfigError, DataError
-from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.settings import micro_config
-from megavideo.train import held_out_packs
-from megavideo.train.held_out_clips import HeldOutClips, open_held_out
-from megavideo.train.held_out_packs import HeldOutPacks
+from megavideo.train.validation import held_out_packs
+from megavideo.train.validation.held_out_clips import HeldOutClips, open_held_out
+from megavideo.train.validation.held_out_packs import HeldOutPacks
 from megavideo.types import Grid
 
 HELD_GRIDS = (Grid(2, 4, 4), Grid(1, 8, 8))

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from megavideo.train.look_ahead import planned_ahead
+from megavideo.train.packs.look_ahead import planned_ahead
 from megavideo.types import Grid, PackSegment
 
 

@@ -19,18 +19,18 @@ from megavideo.diffusion.conditions import draw_mask
 from megavideo.diffusion.objective import build_objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import draw_level
-from megavideo.encoders.autoencoder import VideoAutoencoder
-from megavideo.encoders.loaded import build_loaded
-from megavideo.parallel import collectives
-from megavideo.parallel.mesh import ProcessMesh
+from megavideo.encoders.video.autoencoder import VideoAutoencoder
+from megavideo.encoders.video.loaded import build_loaded
+from megavideo.parallel.layers import collectives
+from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.parity.oracle import run_oracle
 from megavideo.parity.packs import step_input
 from megavideo.parity.plain_terms import parity_autoencoder
 from megavideo.parity.pool import Pool
 from megavideo.parity.run import LIMITS, compare_layout
 from megavideo.parity.spec import ParitySpec
-from megavideo.train.loss_terms import LossTerms, build_loss_terms
-from megavideo.train.term_labels import TermLabels, choose_windows, has_terms, term_labels
+from megavideo.train.loss.loss_terms import LossTerms, build_loss_terms
+from megavideo.train.loss.term_labels import TermLabels, choose_windows, has_terms, term_labels
 from megavideo.types import Grid, PackedBatch, PackSegment
 from tests.encoders.tiny_models import make_wan
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from megavideo.config.schema.train import TrainRun
-from megavideo.data.dataset import LatentDataset, open_dataset
-from megavideo.data.shards import LatentSample, ShardReader
+from megavideo.data.dataset.dataset import LatentDataset, open_dataset
+from megavideo.data.stream.shards import LatentSample, ShardReader
 from megavideo.diffusion.conditions import draw_mask, drops_text
 from megavideo.diffusion.objective import build_objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.errors import DataError
 from megavideo.model.modulation import sinusoid
-from megavideo.parallel.mesh import ProcessMesh
+from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.saved_run import random_model
 from megavideo.testing.settings import micro_config
-from megavideo.train.feed import Feed
-from megavideo.train.noising import TrainBatch, choose_texts
+from megavideo.train.packs.feed import Feed
+from megavideo.train.packs.noising import TrainBatch, choose_texts
 from megavideo.types import Grid, PackSegment
 
 CONDITIONS = {

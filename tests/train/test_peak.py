@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megavideo.train.peak import peak_flops_per_second
+from megavideo.train.health.peak import peak_flops_per_second
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 

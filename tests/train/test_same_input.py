@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from megavideo.testing.train_cases import Outcome
-from megavideo.train.noising import TrainBatch
-from megavideo.train.same_input import PARTS, differing, input_hashes
-from megavideo.train.term_labels import TermLabels
+from megavideo.train.loss.term_labels import TermLabels
+from megavideo.train.packs.noising import TrainBatch
+from megavideo.train.packs.same_input import PARTS, differing, input_hashes
 from megavideo.types import PackedBatch
 from tests.train.conftest import Place
 

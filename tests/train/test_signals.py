@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from megavideo.testing.launch import Launched
-from megavideo.train.signals import StopRequest
+from megavideo.train.health.signals import StopRequest
 
 _SAY_WHEN = """
 import sys, time
-from megavideo.train.signals import StopRequest
+from megavideo.train.health.signals import StopRequest
 with StopRequest() as stop:
     print("ready", flush=True)
     while stop.requested is None:

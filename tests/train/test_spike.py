@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from megavideo.parallel.step_loss import StepLoss
+from megavideo.parallel.engines.step_loss import StepLoss
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.ranks import run_ranks
-from megavideo.train.spike import SpikeLimit
+from megavideo.train.health.spike import SpikeLimit
 from megavideo.train.step import squared_error
 from tests.train.spike_ranks import compare_gated
 

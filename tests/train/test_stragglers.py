@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from megavideo.parallel.thread_time import worked_seconds
+from megavideo.parallel.processes.thread_time import worked_seconds
 from megavideo.testing.launch import run
-from megavideo.train.stragglers import stragglers
+from megavideo.train.health.stragglers import stragglers
 
 
 # far apart, so that a busy machine of two cores does not name another

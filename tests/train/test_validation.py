@@ -10,7 +10,7 @@ import pytest
 
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.ranks import run_ranks
-from megavideo.train.held_out_packs import SizeClass, middle_levels
+from megavideo.train.validation.held_out_packs import SizeClass, middle_levels
 from tests.train.validation_cases import GRIDS, LEVELS, pixels, run_layouts
 
 TWO = ("tp2-sp", "cp2-ring", "pp2-zero1", "dp2-zero1", "dp2-zero3")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megavideo.encoders.encode import encode
+from megavideo.encoders.encode.run import encode
 from megavideo.observe.metrics import read_metrics
 from megavideo.testing.launch import Finished, run
 from megavideo.testing.settings import micro_words

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from megavideo.errors import HUNG_STATUS
-from megavideo.parallel.distributed import free_port
+from megavideo.parallel.processes.distributed import free_port
 from megavideo.testing.launch import Launched
-from megavideo.train.heartbeats import ENDED, Heartbeat, compare
-from megavideo.train.watchdog import FIRST_STEPS_FACTOR, LEAVE_SECONDS, collective_timeout
+from megavideo.train.health.heartbeats import ENDED, Heartbeat, compare
+from megavideo.train.health.watchdog import FIRST_STEPS_FACTOR, LEAVE_SECONDS, collective_timeout
 
 SECONDS = 2.0
 TORCHRUN_KILLS_SECONDS = 30.0

@@ -11,20 +11,20 @@ import torch
 
 from megavideo.config.schema.train import TrainRun
 from megavideo.config.schema.validation import ValidationConfig
-from megavideo.data.batch import assemble
-from megavideo.data.packing import PackLimits
-from megavideo.data.shards import LatentSample
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.stream.batch import assemble
+from megavideo.data.stream.shards import LatentSample
 from megavideo.diffusion.conditions import draw_mask
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.errors import DataError
 from megavideo.model.dit import DiT
-from megavideo.parallel.distributed import Launch
-from megavideo.parallel.engine import Engine
+from megavideo.parallel.engines.engine import Engine
+from megavideo.parallel.processes.distributed import Launch
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.parity_training import parity_training
 from megavideo.testing.plain_model import plain_models
-from megavideo.train.held_out_clips import HeldOutClip, HeldOutClips
-from megavideo.train.validation import ValidationReport, Validator
+from megavideo.train.validation.held_out_clips import HeldOutClip, HeldOutClips
+from megavideo.train.validation.validation import ValidationReport, Validator
 from megavideo.types import Grid, PackSegment
 
 LEVELS = 3

@@ -37,8 +37,8 @@ from megavideo.checkpoint.manifest import Header
 from megavideo.checkpoint.read import CheckpointReader
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.parallel.fragments import Fragment
-from megavideo.parallel.sharding import WHOLE
+from megavideo.parallel.engines.fragments import Fragment
+from megavideo.parallel.layers.sharding import WHOLE
 
 STATES = ("weight", "exp_avg", "exp_avg_sq", "ema")
 PARAMETERS = 100

@@ -7,7 +7,7 @@ computed. Balance is the mean over the maximum of the ranks' FLOPs in a step (th
 where it is attended to), averaged over steps. Times are of one process's CPU. Mapped memory, the table of sizes and
 ids, is told per million samples; private memory is what a rank holds besides, however many the samples.
 
-  plan       megavideo.data.plan
+  plan       megavideo.data.plan.step_plan
   padding    samples in random order, as many in a batch as the longest of all allows; padded to the longest of a batch
   bucketing  buckets by latent frames (0-1, 2, 3-4, 5-8, ...) and square side (steps of 128 pixels), padded to the
              bucket; a rank takes a batch of one bucket, as many samples as the budget allows
@@ -28,9 +28,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from megavideo.data.packing import PackLimits
-from megavideo.data.plan import PlanSettings, StepPlan, rank_share
-from megavideo.data.table import SampleTable, make_table
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.plan.step_plan import PlanSettings, StepPlan, rank_share
+from megavideo.data.table.sample_table import SampleTable, make_table
 from megavideo.planning.flops import BlockShape, forward_flops
 from megavideo.types import Grid, SampleInfo
 

@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from megavideo.data.dataset import open_dataset
-from megavideo.data.shards import ShardReader, StreamOptions
-from megavideo.data.storage import open_storage
+from megavideo.data.dataset.dataset import open_dataset
+from megavideo.data.storage.open import open_storage
+from megavideo.data.stream.shards import ShardReader, StreamOptions
 from megavideo.testing.dataset import write_dataset
 from megavideo.types import Grid
 

@@ -25,13 +25,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from megavideo.data.captions import WeightedCaption
-from megavideo.data.dataset import DatasetInfo, LatentDataset, manifest_line, manifest_row
-from megavideo.data.packing import PackLimits
-from megavideo.data.plan import PlanSettings, StepPlan
-from megavideo.data.selection import Selection
-from megavideo.data.storage import LocalStorage
-from megavideo.data.tables import open_samples, open_selected
+from megavideo.data.clips.captions import WeightedCaption
+from megavideo.data.dataset.dataset import DatasetInfo, LatentDataset, manifest_line, manifest_row
+from megavideo.data.plan.packing import PackLimits
+from megavideo.data.plan.step_plan import PlanSettings, StepPlan
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.table.open import open_samples, open_selected
+from megavideo.data.table.selection import Selection
 from megavideo.types import Grid, SampleInfo
 
 _CAPTION = "a red kite flies over a beach while two children run after its shadow, slow pan left"

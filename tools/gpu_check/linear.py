@@ -12,8 +12,8 @@ from torch import nn
 from megavideo.config.schema.precision import Fp8Kind, LayersConfig
 from megavideo.errors import ConfigError
 from megavideo.model.layers import Layers
-from megavideo.parallel.accelerators import check_layers
-from megavideo.parallel.fp8 import Fp8Linear
+from megavideo.parallel.layers.fp8 import Fp8Linear
+from megavideo.parallel.machine.accelerators import check_layers
 
 TOKENS = 512
 # a fused QKV, and the two layers of a feed-forward part

@@ -21,10 +21,10 @@ from training import check_training
 from megavideo.config.layout import parse_layout
 from megavideo.config.schema.precision import Fp8Kind, LayersConfig
 from megavideo.model.layers import Layers
-from megavideo.parallel.accelerators import detect, load_te
-from megavideo.parallel.groups import Groups
-from megavideo.parallel.mesh import ProcessMesh
-from megavideo.parallel.te_layers import build_layers
+from megavideo.parallel.layers.te_layers import build_layers
+from megavideo.parallel.machine.accelerators import detect, load_te
+from megavideo.parallel.processes.groups import Groups
+from megavideo.parallel.processes.mesh import ProcessMesh
 
 
 def main() -> int:

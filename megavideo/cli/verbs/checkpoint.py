@@ -88,7 +88,7 @@ def _shelf(place: str) -> Any:
     from megavideo.checkpoint.manifest import PREFIX
     from megavideo.checkpoint.read import find_checkpoint
     from megavideo.checkpoint.survey import Shelf
-    from megavideo.data.storage import is_object_store, open_storage
+    from megavideo.data.storage.open import is_object_store, open_storage
     from megavideo.errors import CheckpointError
 
     parent, _, last = place.rstrip("/").rpartition("/")
@@ -112,7 +112,7 @@ def _brought_here(place: str) -> Iterator[Path]:
     from megavideo.checkpoint.fetch import fetch_checkpoint
     from megavideo.checkpoint.read import find_checkpoint
     from megavideo.checkpoint.survey import Shelf
-    from megavideo.data.storage import is_object_store
+    from megavideo.data.storage.open import is_object_store
 
     if not is_object_store(place):
         yield find_checkpoint(Path(place))

@@ -112,7 +112,7 @@ def _render(cfg: DemoRun, places: _Places) -> None:
 def _prepare(cfg: DemoRun, places: _Places) -> None:
     from megavideo.config.load import load
     from megavideo.data.ingest import ingest
-    from megavideo.encoders.encode import encode
+    from megavideo.encoders.encode.run import encode
     from megavideo.evaluation.shapes.render import AREA_PIXELS, CLIP_FRAMES
 
     ingest(load(IngestRun, "ingest", [f"src={places.corpus}", f"out={places.clips}"]))
@@ -150,7 +150,7 @@ def _sample(cfg: DemoRun, places: _Places) -> tuple[list[Path], list[str]]:
 
 def _measure(cfg: DemoRun, places: _Places, files: list[Path], prompts: list[str], seconds: dict[str, float]) -> Any:
     """Score the written files, as anyone could who has only those, and write the report."""
-    from megavideo.data.media import decode_frames, probe
+    from megavideo.data.clips.media import decode_frames, probe
     from megavideo.evaluation.shapes.report import ReportRow, write_report
     from megavideo.evaluation.shapes.score import score
     from megavideo.evaluation.shapes.spec import split

@@ -16,7 +16,7 @@ def _run(cfg: DoctorRun, texts: Texts) -> Any:
         from megavideo.evaluation.dataset_check import check_dataset
 
         return check_dataset(cfg)
-    from megavideo.parallel.accelerators import detect
+    from megavideo.parallel.machine.accelerators import detect
 
     return detect()
 

@@ -10,7 +10,7 @@ from megavideo.config.schema.prepare import EncodeRun
 
 
 def _run(cfg: EncodeRun, texts: Texts) -> Any:
-    from megavideo.encoders.encode import encode
+    from megavideo.encoders.encode.run import encode
 
     return encode(cfg)
 

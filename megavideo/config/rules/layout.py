@@ -1,6 +1,6 @@
 """Cross-field rules of the parallel layout: what each degree must divide, and which ways of training go together.
 
-Whether the layout fits the number of started processes is known only at the start (`parallel/mesh.py`).
+Whether the layout fits the number of started processes is known only at the start (`parallel/processes/mesh.py`).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from megavideo.config.schema.prepare import IngestRun
+from megavideo.data.clips.media import MediaInfo, is_image, iter_video, read_image, video_rate
 from megavideo.data.ingest.filters.choose import OwnScoreError, build_scores, own_digests, own_scores
 from megavideo.data.ingest.filters.score import LONGEST_SIDE, ClipView, Score
 from megavideo.data.ingest.fingerprint import fingerprint
@@ -24,7 +25,6 @@ from megavideo.data.ingest.letterbox import is_black_outside
 from megavideo.data.ingest.part import OWN_SCORE, UNREACHABLE, UNREADABLE, Box, Identity, Part, Piece, identify
 from megavideo.data.ingest.shot import CLOSED_SECONDS, Lines, Shot, Window
 from megavideo.data.ingest.shots import CutRule, SeenFrame, mark_shots, seen_frames
-from megavideo.data.media import MediaInfo, is_image, iter_video, read_image, video_rate
 from megavideo.errors import DataError
 
 _VERSION = 1  # to be raised with every change of what is measured: parts of an older one are made anew

@@ -8,7 +8,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from megavideo.data.captions import (
+from megavideo.data.clips.captions import (
     CaptionNote,
     CaptionTable,
     WeightedCaption,
@@ -16,7 +16,7 @@ from megavideo.data.captions import (
     read_caption_table,
     read_sidecar_captions,
 )
-from megavideo.data.media import is_media
+from megavideo.data.clips.media import is_media
 from megavideo.errors import DataError
 
 _CAPTIONS_NAME = "captions.jsonl"

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megavideo.config.schema.clip_filters import FiltersConfig
-from megavideo.data.captions import WeightedCaption, heaviest
+from megavideo.data.clips.captions import WeightedCaption, heaviest
+from megavideo.data.clips.media import MediaInfo
 from megavideo.data.ingest.duplicates import Fingerprinted, find_duplicates
 from megavideo.data.ingest.filters.choose import Bound, bounds
 from megavideo.data.ingest.find import Captions
 from megavideo.data.ingest.part import UNREADABLE, Part, Piece
 from megavideo.data.ingest.report import CAPTION, DUPLICATE, SHORT, DroppedClip
 from megavideo.data.ingest.rows import ClipRow
-from megavideo.data.media import MediaInfo
 
 _SLACK_SECONDS = 1e-3  # clocks of files are rounded
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import xxhash
 
-from megavideo.data.media import MediaInfo
-from megavideo.data.storage import write_file
+from megavideo.data.clips.media import MediaInfo
+from megavideo.data.storage.files import write_file
 
 PARTS_FOLDER = "parts"
 UNREADABLE = "unreadable"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megavideo.data.captions import CaptionNote
+from megavideo.data.clips.captions import CaptionNote
 
 CAPTION = "caption"
 SHORT = "short"

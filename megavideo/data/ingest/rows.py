@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megavideo.data.captions import WeightedCaption
-from megavideo.data.media import Anchor
+from megavideo.data.clips.captions import WeightedCaption
+from megavideo.data.clips.media import Anchor
 from megavideo.errors import DataError
 
 CLIPS_NAME = "clips.jsonl"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megavideo.data.clips.media import Frame
 from megavideo.data.ingest.filters.score import LONGEST_SIDE
-from megavideo.data.media import Frame
 
 _WINDOW = 2  # frames before and after, with whose change a frame's change is compared
 

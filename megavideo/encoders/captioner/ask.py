@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from megavideo.config.schema.captions import CaptionerConfig
-from megavideo.data.captions import heaviest
+from megavideo.data.clips.captions import heaviest
 from megavideo.encoders.captioner.answer import Answer, AnsweringModel, ClipView, Request, instructed
 from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.clips import CaptionFailure, SourceClip, frame_numbers, views_ahead

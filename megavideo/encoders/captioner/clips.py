@@ -11,10 +11,10 @@ from pathlib import Path
 
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.config.texts import Share
-from megavideo.data.captions import CaptionTable, WeightedCaption, read_caption_table, read_sidecar_captions
+from megavideo.data.clips.captions import CaptionTable, WeightedCaption, read_caption_table, read_sidecar_captions
+from megavideo.data.clips.media import Anchor, iter_frames, probe
+from megavideo.data.clips.resize import FrameSize, resize_frames
 from megavideo.data.ingest import CLIPS_NAME, ClipRow, find_media, read_clip_list
-from megavideo.data.media import Anchor, iter_frames, probe
-from megavideo.data.resize import FrameSize, resize_frames
 from megavideo.encoders.captioner.answer import ClipView
 from megavideo.errors import ConfigError, DataError
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megavideo.config.schema.captions import CaptionRun
-from megavideo.data.captions import WeightedCaption, heaviest
-from megavideo.data.files import replacing, writing
+from megavideo.data.clips.captions import WeightedCaption, heaviest
+from megavideo.data.storage.files import replacing, writing
 from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.ask import Ask, asks_of
 from megavideo.encoders.captioner.clips import SourceClip, frame_numbers, view_of

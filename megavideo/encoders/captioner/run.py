@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from megavideo.config.schema.captions import CaptionerConfig, CaptionRun
-from megavideo.data.captions import caption_row
+from megavideo.data.clips.captions import caption_row
 from megavideo.data.ingest.share import find_share, is_in_share
-from megavideo.data.storage import write_file
+from megavideo.data.storage.files import write_file
 from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.ask import ask_all, asks_of
 from megavideo.encoders.captioner.build import build_captioner

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megavideo.data.write_video import write_video
+from megavideo.data.clips.write_video import write_video
 from megavideo.evaluation.shapes.render import Scene, draw_scene, render
 from megavideo.evaluation.shapes.spec import NUM_CLIP_WORDINGS, NUM_IMAGE_WORDINGS, Combination, caption, split
 

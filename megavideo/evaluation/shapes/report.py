@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megavideo.data.storage import write_file
+from megavideo.data.storage.files import write_file
 from megavideo.errors import DataError
 from megavideo.evaluation.shapes.score import Score, Verdict
 from megavideo.evaluation.shapes.spec import CHANCE_COLOUR, CHANCE_MOTION, CHANCE_SHAPE

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from megavideo.config.schema.report import ReportRun
-from megavideo.data.write_video import write_video
+from megavideo.data.clips.write_video import write_video
 from megavideo.errors import DataError
 from megavideo.observe.faults import FaultLog
 from megavideo.observe.report.cells import loss_maps

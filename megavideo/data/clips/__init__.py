@@ -1,0 +1,1 @@
+"""Video, images and captions as users have them."""

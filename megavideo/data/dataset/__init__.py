@@ -1,0 +1,1 @@
+"""A dataset of latents: its versions and its manifest."""

@@ -1,0 +1,277 @@
+"""An encoded dataset opened for reading: its description, its manifest and the text used for guidance dropout.
+
+A dataset grows by versions: `dataset_v1.json` with `manifest_v1.jsonl` and `index_v1.json`, then `dataset_v2.json` and
+so on, each naming all samples of the one before it, under the same indices, and new ones. A version is never changed.
+`dataset.json` and `index.json` are copies of the newest. Shards (MDS) lie under `shards/`; `null_text.safetensors` and
+`encoders/` are the same for all versions. Format 1 had one version, without a number in its names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from megavideo.data.clips.captions import WeightedCaption
+from megavideo.data.dataset.caption_texts import CAPTION_COLUMNS
+from megavideo.data.dataset.manifest import Manifest, damaged
+from megavideo.data.storage.open import open_storage
+from megavideo.data.storage.protocol import Storage
+from megavideo.data.storage.retry import RetryPolicy
+from megavideo.errors import DataError
+from megavideo.types import SampleInfo
+
+DATASET_NAME = "dataset.json"
+NULL_TEXT_NAME = "null_text.safetensors"
+INDEX_NAME = "index.json"
+ENCODERS_PREFIX = "encoders/"
+FORMAT = 2
+_OLD_FORMAT = 1
+# Columns of the shards and their MDS encodings: latent [C, t, h, w], text [L, text_dim] of all captions, unpadded.
+COLUMNS = {
+    "sample_id": "str",
+    "latent": "ndarray:float16",
+    "text": "ndarray:float16",
+    "caption": "str",
+    "fps": "float64",
+    **CAPTION_COLUMNS,
+}
+
+
+@dataclass(frozen=True)
+class DroppedClip:
+    """A clip that was ingested and not encoded, and why. `clip_id` is empty where it was never tried."""
+
+    file: str
+    reason: str
+    clip_id: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What `dataset.json` holds of a version.
+
+    `checksums` are SHA-256 sums of the small files by name; shards carry their own. `num_bytes` are those of shards,
+    manifest and index. `num_plans` tells how many lists of work it comes from. `psnr_db` is the autoencoder's on
+    `psnr_clips` clips, from the latents as stored. `version` is 0 in the format that had none.
+    """
+
+    format: int
+    num_samples: int
+    latent_channels: int
+    text_dim: int
+    patch: tuple[int, int, int]
+    time_ratio: int
+    space_ratio: int
+    dropped: tuple[DroppedClip, ...]
+    captions_cut: int
+    checksums: dict[str, str]
+    version: int = 1
+    num_plans: int = 0
+    num_bytes: int = 0
+    psnr_db: float | None = None
+    psnr_clips: int = 0
+
+    @property
+    def index_name(self) -> str:
+        """The file that lists the shards."""
+        return index_name(self.version)
+
+    @property
+    def manifest_name(self) -> str:
+        """The file that lists the samples."""
+        return f"manifest_v{self.version}.jsonl" if self.version else "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class LatentDataset:
+    """A whole dataset. `null_text` [L0, text_dim] float16 is the encoding of the empty caption.
+
+    Its samples are in the manifest, which is not read yet: as columns for any number of them (`data/table/open.py`), or
+    as `samples`, one object each, for as many as memory takes.
+    """
+
+    uri: str
+    info: DatasetInfo
+    null_text: np.ndarray
+    storage: Storage
+
+    @property
+    def manifest(self) -> Manifest:
+        """The list of its samples, as a file to be read."""
+        info = self.info
+        return Manifest(
+            uri=self.uri,
+            name=info.manifest_name,
+            storage=self.storage,
+            checksum=info.checksums.get(info.manifest_name, ""),
+            num_samples=info.num_samples,
+            patch=info.patch,
+            time_ratio=info.time_ratio,
+            space_ratio=info.space_ratio,
+        )
+
+    @cached_property
+    def samples(self) -> tuple[SampleInfo, ...]:
+        """Every sample, read when first asked for; DataError where the manifest is damaged."""
+        return tuple(sample for part in self.manifest.parts() for sample in part.samples())
+
+
+def open_dataset(uri: str, retry: RetryPolicy | None = None, version: int | None = None) -> LatentDataset:
+    """Open the dataset at `uri`, a folder or an s3:// prefix; neither shards nor manifest are read.
+
+    `retry` is for a store; `version` is an earlier one than the newest. Raises DataError where it is missing,
+    unfinished, of another format, or where its small files do not belong together.
+    """
+    storage = open_storage(uri, retry)
+    name = version_name(version) if version else DATASET_NAME
+    if not storage.exists(name):
+        if version and storage.exists(DATASET_NAME):
+            newest = parse_info(uri, storage.read_bytes(DATASET_NAME)).version
+            raise DataError(f"{uri}: has no version {version}; its newest is {newest}. Remedy: give one that is there")
+        raise DataError(
+            f"{uri}: no {name}, so this is no dataset or one whose encoding did not finish. "
+            "Remedy: give data.uri the out= of `megavideo encode`, or run encode again"
+        )
+    info = parse_info(uri, storage.read_bytes(name), name)
+    small = {name: _read_checked(uri, storage, name, info) for name in (NULL_TEXT_NAME, info.index_name)}
+    _check_index(uri, small[info.index_name], info)
+    return LatentDataset(uri, info, _read_null_text(uri, small[NULL_TEXT_NAME], info), storage)
+
+
+def version_name(version: int) -> str:
+    """The description of a version."""
+    return f"dataset_v{version}.json"
+
+
+def index_name(version: int) -> str:
+    """The file that lists the shards of a version."""
+    return f"index_v{version}.json" if version else INDEX_NAME
+
+
+def info_bytes(info: DatasetInfo) -> bytes:
+    """The content of `dataset.json`."""
+    value = asdict(info)
+    if info.format == _OLD_FORMAT:
+        for name in ("version", "num_plans", "num_bytes", "psnr_db", "psnr_clips"):
+            del value[name]
+        for clip in value["dropped"]:
+            del clip["clip_id"]
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def manifest_row(
+    sample: SampleInfo, pixels: tuple[int, int, int], captions: Sequence[tuple[WeightedCaption, int]], **more: Any
+) -> dict[str, Any]:
+    """One row of the manifest.
+
+    `pixels` are frames, height and width of the encoded clip, `captions` its captions with their numbers of tokens;
+    `more` is what else is known of it.
+    """
+    return {
+        "sample_id": sample.sample_id,
+        "index": sample.index,
+        "latent": [sample.latent.t, sample.latent.h, sample.latent.w],
+        "text_tokens": sample.text_tokens,
+        "fps": sample.fps,
+        "caption": sample.caption,
+        "source": sample.source,
+        "pixels": list(pixels),
+        "captions": [{**asdict(caption), "tokens": tokens} for caption, tokens in captions],
+        **more,
+    }
+
+
+def manifest_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of the manifest."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def null_text_bytes(text: np.ndarray) -> bytes:
+    """The content of `null_text.safetensors` for `text` [L0, text_dim]."""
+    return save({"text": np.ascontiguousarray(text, dtype=np.float16)})
+
+
+def checksum(data: bytes) -> str:
+    """SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def parse_info(uri: str, data: bytes, name: str = DATASET_NAME) -> DatasetInfo:
+    """The description in `data`, which was read from `name`; DataError where it is damaged or of another format."""
+    try:
+        value: dict[str, Any] = json.loads(data)
+        if value["format"] not in (FORMAT, _OLD_FORMAT):
+            raise DataError(
+                f"{uri}/{name}: format {value['format']}, and this version of megavideo reads {_OLD_FORMAT} and "
+                f"{FORMAT}. Remedy: encode again with this version"
+            )
+        patch_t, patch_h, patch_w = (int(side) for side in value["patch"])
+        old = value["format"] == _OLD_FORMAT
+        psnr_db = None if old else value["psnr_db"]
+        return DatasetInfo(
+            format=int(value["format"]),
+            num_samples=int(value["num_samples"]),
+            latent_channels=int(value["latent_channels"]),
+            text_dim=int(value["text_dim"]),
+            patch=(patch_t, patch_h, patch_w),
+            time_ratio=int(value["time_ratio"]),
+            space_ratio=int(value["space_ratio"]),
+            dropped=tuple(DroppedClip(**clip) for clip in value["dropped"]),
+            captions_cut=int(value["captions_cut"]),
+            checksums=dict(value["checksums"]),
+            version=0 if old else int(value["version"]),
+            num_plans=0 if old else int(value["num_plans"]),
+            num_bytes=0 if old else int(value["num_bytes"]),
+            psnr_db=None if psnr_db is None else float(psnr_db),
+            psnr_clips=0 if old else int(value["psnr_clips"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(uri, name, error) from error
+
+
+def _read_checked(uri: str, storage: Storage, name: str, info: DatasetInfo) -> bytes:
+    data = storage.read_bytes(name)
+    if checksum(data) != info.checksums.get(name):
+        raise damaged(uri, name, f"its checksum is not the one in {DATASET_NAME}")
+    return data
+
+
+def check_columns(uri: str, shard: Mapping[str, Any]) -> None:
+    """Raise DataError where the index gives a shard other columns than a dataset has: some encodings run code."""
+    for name, encoding in zip(shard["column_names"], shard["column_encodings"], strict=True):
+        if COLUMNS.get(name) != encoding:
+            raise DataError(
+                f"{uri}: the index tells of a column {name!r} of encoding {encoding!r}, which no dataset of megavideo "
+                "has, and reading it may run code. Remedy: encode again with overwrite=true, and use no dataset of "
+                "those whom you do not trust"
+            )
+
+
+def _check_index(uri: str, data: bytes, info: DatasetInfo) -> None:
+    try:
+        shards = json.loads(data)["shards"]
+        num_samples = sum(int(shard["samples"]) for shard in shards)
+        for shard in shards:
+            check_columns(uri, shard)
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(uri, info.index_name, error) from error
+    if num_samples != info.num_samples:
+        raise damaged(uri, info.index_name, f"{num_samples} samples, and {DATASET_NAME} says {info.num_samples}")
+
+
+def _read_null_text(uri: str, data: bytes, info: DatasetInfo) -> np.ndarray:
+    try:
+        text: np.ndarray = load(data)["text"]
+    except (SafetensorError, KeyError) as error:
+        raise damaged(uri, NULL_TEXT_NAME, error) from error
+    if text.ndim != 2 or text.shape[0] < 1 or text.shape[1] != info.text_dim:
+        raise damaged(uri, NULL_TEXT_NAME, f"shape {text.shape}, and [L, {info.text_dim}] is due")
+    return text

@@ -1,0 +1,1 @@
+"""The step plan: which samples are in which pack of which step."""

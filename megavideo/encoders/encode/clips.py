@@ -1,0 +1,129 @@
+"""From ingested clips to video tensors: which window and size of each clip is encoded, and its reading ahead."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megavideo.data.clips.media import iter_frames
+from megavideo.data.clips.resize import FrameSize, FrameWindow, fit_size, fit_window, resize_frames
+from megavideo.data.dataset.dataset import DroppedClip
+from megavideo.data.ingest import ClipList, ClipRow
+from megavideo.errors import DataError
+
+_READERS = 2
+_READ_AHEAD = 4
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """Largest area in pixels and most frames of a clip, and the latent patch (t, h, w) it must divide by."""
+
+    area: int
+    max_frames: int
+    patch: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class PlannedClip:
+    """A clip with the window and size at which it is encoded."""
+
+    row: ClipRow
+    path: Path
+    window: FrameWindow
+    size: FrameSize
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """Frames, height and width of the encoded clip."""
+        return self.window.count, self.size.height, self.size.width
+
+
+def plan_clips(
+    clips: ClipList, limits: ClipLimits, time_ratio: int, space_ratio: int
+) -> tuple[list[PlannedClip], list[DroppedClip]]:
+    """Window and size of every clip, without opening a file; what does not fit is dropped with its reason."""
+    planned: list[PlannedClip] = []
+    dropped: list[DroppedClip] = []
+    patch_t, patch_h, patch_w = limits.patch
+    for row in clips.rows:
+        try:
+            window = fit_window(row.frames, limits.max_frames, time_ratio, patch_t)
+            multiple = (space_ratio * patch_h, space_ratio * patch_w)
+            size = fit_size(row.width, row.height, row.pixel_aspect, limits.area, multiple)
+        except DataError as error:
+            dropped.append(DroppedClip(row.file, str(error)))
+            continue
+        planned.append(PlannedClip(row, clips.path(row), window, size))
+    return planned, dropped
+
+
+def read_clip(clip: PlannedClip) -> torch.Tensor:
+    """The planned window of a clip, without letterbox, as uint8 [T, H, W, 3].
+
+    Raises DataError where the file is gone, damaged or another one than was ingested.
+    """
+    row = clip.row
+    frames = iter_frames(clip.path, row.start + clip.window.start, clip.window.count, row.anchor)
+    if row.crop is not None:
+        frames = (_cropped(frame, clip, row.crop) for frame in frames)
+    return torch.from_numpy(np.ascontiguousarray(resize_frames(frames, clip.size)))
+
+
+def _cropped(frame: np.ndarray, clip: PlannedClip, crop: tuple[int, int, int, int]) -> np.ndarray:
+    """The part `crop` (left, top, right, bottom) of a frame [H, W, 3]."""
+    left, top, right, bottom = crop
+    height, width = frame.shape[:2]
+    if right > width or bottom > height:
+        raise DataError(
+            f"{clip.path}: its picture of {width}x{height} does not hold the crop {list(crop)}: it has changed since "
+            "it was ingested. Remedy: run ingest again"
+        )
+    return frame[top:bottom, left:right]
+
+
+def to_video(frames: torch.Tensor) -> torch.Tensor:
+    """Video [3, T, H, W] float32 in -1..1 of frames uint8 [T, H, W, 3]."""
+    return (frames.float() / 127.5 - 1.0).permute(3, 0, 1, 2).contiguous()
+
+
+def read_ahead(clips: Sequence[PlannedClip]) -> Iterator[tuple[PlannedClip, torch.Tensor | DataError]]:
+    """Each clip with its video [3, T, H, W], or with the fault met; a few clips are read in advance."""
+    pool = ThreadPoolExecutor(_READERS)
+    waiting: deque[tuple[PlannedClip, Future[torch.Tensor]]] = deque()
+    try:
+        for clip in clips:
+            waiting.append((clip, pool.submit(read_clip, clip)))
+            if len(waiting) > _READ_AHEAD:
+                yield _outcome(*waiting.popleft())
+        while waiting:
+            yield _outcome(*waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def fitting_videos(clips: Sequence[PlannedClip], count: int) -> Iterator[torch.Tensor]:
+    """Up to `count` readable clips as videos, always the same ones: by the order of a hash of their ids."""
+    order = sorted(clips, key=lambda clip: hashlib.sha256(clip.row.clip_id.encode()).digest())
+    for clip, video in read_ahead(order[:count]):
+        if isinstance(video, DataError):
+            _log.warning("encode: %s is not used for fitting: %s", clip.row.file, video)
+        else:
+            yield video
+
+
+def _outcome(clip: PlannedClip, frames: Future[torch.Tensor]) -> tuple[PlannedClip, torch.Tensor | DataError]:
+    try:
+        return clip, to_video(frames.result())
+    except DataError as error:
+        return clip, error

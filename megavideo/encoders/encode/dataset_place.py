@@ -1,0 +1,197 @@
+"""The place of a dataset: what is fixed when its encoding begins, and clearing it.
+
+`encode.json` is written before the first unit, after `encoders/` and `null_text.safetensors`: it holds the settings
+that decide what a latent is, and the checksums of these files. Every process, and every later addition, uses them;
+only the place of weights is each one's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megavideo.config.schema.prepare import EncodeRun
+from megavideo.data.dataset.dataset import (
+    DATASET_NAME,
+    ENCODERS_PREFIX,
+    INDEX_NAME,
+    NULL_TEXT_NAME,
+    checksum,
+    null_text_bytes,
+)
+from megavideo.data.storage.local import LocalStorage
+from megavideo.data.storage.open import open_storage
+from megavideo.data.storage.protocol import Storage
+from megavideo.encoders.encode.half import to_half
+from megavideo.encoders.folder import Encoders, save_encoders
+from megavideo.errors import ConfigError, DataError
+
+ENCODE_NAME = "encode.json"
+_FORMAT = 2
+_FIXED = ("area", "max_frames", "patch", "autoencoder", "text_encoder")
+# Deleted in this order: what makes a dataset of it first, what tells whose files these are last.
+_CLEARED = (
+    r"dataset\.json", r"dataset_v\d+\.json", r"index(_v\d+)?\.json", r"manifest(_v\d+)?\.jsonl", r"plans/.*",
+    r"units/.*", r"shards/.*", r"shard\.\d{5}\.mds", r"null_text\.safetensors", r"encoders/.*",
+    r"encode\.(json|unfinished)",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place whose settings are fixed. `encoders` is a local folder with them; `key` stands for all that is fixed."""
+
+    storage: Storage
+    encoders: Path
+    key: str
+    latent_channels: int
+    text_dim: int
+    patch: tuple[int, int, int]
+    time_ratio: int
+    space_ratio: int
+    null_text_checksum: str
+
+
+def check_place(cfg: EncodeRun) -> tuple[Storage, bool]:
+    """The storage at `cfg.out`, and whether an encoding with these settings has begun there. Changes nothing.
+
+    Raises ConfigError where it was begun with others, and DataError where files lie there that encode did not write.
+    """
+    storage = open_storage(cfg.out)
+    if isinstance(storage, LocalStorage) and storage.folder.exists() and not storage.folder.is_dir():
+        raise DataError(f"{cfg.out}: is a file, and a dataset is a folder. Remedy: give another out=")
+    if storage.exists(ENCODE_NAME):
+        if not cfg.overwrite:
+            _check_settings(cfg, _read(storage)["settings"])
+        return storage, not cfg.overwrite
+    if storage.exists(DATASET_NAME):
+        if cfg.overwrite:
+            return storage, False
+        raise DataError(
+            f"{cfg.out}: holds a dataset of an older format, to which nothing can be added. "
+            "Remedy: give another out=, or overwrite=true to replace it"
+        )
+    if storage.exists(INDEX_NAME) or any(name.endswith(".mds") for name in storage.list("shard")):
+        raise DataError(
+            f"{cfg.out}: holds shards that encode did not write. Remedy: give another out=, or move them away"
+        )
+    return storage, False
+
+
+def begin_place(cfg: EncodeRun, storage: Storage, encoders: Encoders, folder: Path) -> Place:
+    """Fix `encoders` and settings, after clearing what is to be overwritten; `folder` is an empty local one."""
+    if cfg.overwrite:
+        clear(storage)
+    elif storage.exists(ENCODE_NAME):  # another task was faster
+        return open_place(storage, folder)
+    made = folder / "made"
+    made.mkdir()
+    save_encoders(made, encoders.autoencoder, encoders.text_encoder)
+    null_text = null_text_bytes(to_half(encoders.text_encoder.encode([""])[0]))
+    content = {path.relative_to(made).as_posix(): path.read_bytes() for path in _files(made)}
+    value = {
+        "format": _FORMAT,
+        "settings": _settings(cfg),
+        "latent_channels": encoders.autoencoder.latent_channels,
+        "text_dim": encoders.text_encoder.dim,
+        "time_ratio": encoders.autoencoder.time_ratio,
+        "space_ratio": encoders.autoencoder.space_ratio,
+        "null_text": checksum(null_text),
+        "encoders": {name: checksum(data) for name, data in content.items()},
+    }
+    for name, data in content.items():
+        storage.write_bytes(ENCODERS_PREFIX + name, data)
+    storage.write_bytes(NULL_TEXT_NAME, null_text)
+    storage.write_bytes(ENCODE_NAME, (json.dumps(value, indent=2) + "\n").encode())
+    return open_place(storage, folder)
+
+
+def open_place(storage: Storage, folder: Path) -> Place:
+    """The place as it was begun, with its encoders copied to `folder`; DataError where they are not the same any more.
+
+    Of two tasks that begin one place at once the last counts: a unit of the other one carries another key.
+    """
+    value = _read(storage)
+    local = folder / "encoders"
+    try:
+        for name, expected in value["encoders"].items():
+            storage.download(ENCODERS_PREFIX + name, local / name)
+            if checksum((local / name).read_bytes()) != expected:
+                raise _damaged(storage, ENCODERS_PREFIX + name, f"its checksum is not the one in {ENCODE_NAME}")
+        patch_t, patch_h, patch_w = value["settings"]["patch"]
+        key = {name: value[name] for name in ("settings", "null_text", "encoders")}
+        return Place(
+            storage=storage,
+            encoders=local,
+            key=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
+            latent_channels=int(value["latent_channels"]),
+            text_dim=int(value["text_dim"]),
+            patch=(patch_t, patch_h, patch_w),
+            time_ratio=int(value["time_ratio"]),
+            space_ratio=int(value["space_ratio"]),
+            null_text_checksum=str(value["null_text"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(storage, ENCODE_NAME, error) from error
+
+
+def clear(storage: Storage) -> None:
+    """Delete what encode wrote, and nothing else."""
+    names = storage.list()
+    for pattern in _CLEARED:
+        for name in names:
+            if re.fullmatch(pattern, name):
+                storage.delete(name)
+
+
+def _check_settings(cfg: EncodeRun, before: dict[str, Any]) -> None:
+    for name, old, new in _differences("", before, _settings(cfg)):
+        if name.endswith(".path") and old is not None and new is not None:
+            continue  # weights may be moved: which they are is looked at as they are opened
+        # a kind comes with its group, and a value as the command line takes it: null, and no space
+        word = f"{name.removesuffix('.kind')}={old if isinstance(old, str) else json.dumps(old, separators=(',', ':'))}"
+        raise ConfigError(
+            name,
+            new,
+            f"{cfg.out} holds a dataset that was begun with {json.dumps(old)}",
+            f"give {word} to add to it, give another out=, or overwrite=true to replace it",
+        )
+
+
+def _settings(cfg: EncodeRun) -> dict[str, Any]:
+    values = asdict(cfg)
+    settings: dict[str, Any] = json.loads(json.dumps({name: values[name] for name in _FIXED}))
+    return settings
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in new:
+            yield from _differences(f"{path}.{name}" if path else name, old.get(name), new[name])
+    elif old != new:
+        yield path, old, new
+
+
+def _read(storage: Storage) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(storage.read_bytes(ENCODE_NAME))
+        if value["format"] != _FORMAT or not isinstance(value["settings"], dict):
+            raise ValueError(f"format {value['format']}, and this version reads {_FORMAT}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(storage, ENCODE_NAME, error) from error
+    return value
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _damaged(storage: Storage, name: str, reason: object) -> DataError:
+    return DataError(
+        f"{storage.uri}/{name}: damaged ({reason}). Remedy: restore it from a copy, or encode again with overwrite=true"
+    )

@@ -1,0 +1,228 @@
+"""`megavideo encode`: clips and captions become standardised latents and unpadded text in hashed shards.
+
+Clips are divided into units of work. Each unit is encoded by one process, alone or one of many here and on other
+machines, and is whole or absent; whoever is stopped goes on where it was. The last to be ready publishes a version of
+the dataset, and clips that are added later make the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from megavideo.config.schema.prepare import EncodeRun, IngestRun
+from megavideo.config.texts import Share
+from megavideo.data.dataset.dataset import DroppedClip, open_dataset
+from megavideo.data.ingest import CLIPS_NAME, ClipList, ingest, read_clip_list
+from megavideo.data.ingest.share import find_share
+from megavideo.data.storage.open import is_object_store
+from megavideo.data.storage.protocol import Storage
+from megavideo.encoders.encode.clips import ClipLimits, PlannedClip, fitting_videos, plan_clips
+from megavideo.encoders.encode.dataset_place import Place, begin_place, check_place, open_place
+from megavideo.encoders.encode.dataset_versions import Version, clean, newest_version, publish_units, read_records
+from megavideo.encoders.encode.pool import EncodeSetting, choose_workers, run_units
+from megavideo.encoders.encode.staging import staging_folder
+from megavideo.encoders.encode.unit import UnitRecord, jobs_of
+from megavideo.encoders.encode.work_units import UNITS_PREFIX, WorkUnit, plan_work
+from megavideo.encoders.folder import (
+    Encoders,
+    autoencoder_ratios,
+    build_autoencoder,
+    build_text_encoder,
+    move_weights,
+)
+from megavideo.errors import ConfigError, DataError
+
+_INGEST_FOLDER = "ingest"
+_ATTEMPTS = 3
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """How many samples have so many video tokens (latent points over the patch)."""
+
+    tokens: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """The outcome of an encode: the dataset's newest version, of which `new_samples` were added now.
+
+    `units_waiting` are units of work that other tasks have still to encode: the last of them publishes the version.
+    `psnr_db` is the autoencoder's on `psnr_clips` clips, from the latents as stored; `num_bytes` are those of shards
+    and manifest. Without a version yet, `version` is 0.
+    """
+
+    out: str
+    version: int
+    num_samples: int
+    new_samples: int
+    num_images: int
+    num_bytes: int
+    num_tokens: int
+    tokens: tuple[TokenCount, ...]
+    longest_text: int
+    captions_cut: int
+    psnr_db: float | None
+    psnr_clips: int
+    units: int
+    units_waiting: int
+    dropped: tuple[DroppedClip, ...]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The clips at hand, those that do not fit, and the share of the units that is this process's."""
+
+    planned: list[PlannedClip]
+    unfit: list[DroppedClip]
+    share: Share
+
+
+def encode(cfg: EncodeRun) -> EncodeReport:
+    """Encode the clips of `cfg.src` into the dataset at `cfg.out`, or this task's share of them.
+
+    What is done already stays; a clip that does not fit is dropped with its reason. Nothing of an earlier dataset is
+    touched before settings, place and encoders have proven good. Raises ConfigError on settings that cannot be used
+    or are not those of the dataset that is there, and DataError where the source holds nothing usable, or the place
+    cannot be written.
+    """
+    share = find_share(cfg.shard, os.environ)
+    storage, begun = check_place(cfg)
+    _check_alone(cfg, share)
+    with _ingested(cfg) as clips, staging_folder(storage) as staging:
+        planned, unfit = plan_clips(
+            clips, ClipLimits(cfg.area, cfg.max_frames, cfg.patch), *autoencoder_ratios(cfg.autoencoder)
+        )
+        for clip in unfit:
+            _log.warning("encode: dropped %s: %s", clip.file, clip.reason)
+        if not planned:
+            raise _nothing_left(cfg, unfit)
+        place = open_place(storage, staging) if begun else _begin(cfg, storage, planned, staging)
+        move_weights(place.encoders, cfg.autoencoder, cfg.text_encoder)
+        return _encode(cfg, place, _Work(planned, unfit, share), staging)
+
+
+def _encode(cfg: EncodeRun, place: Place, work: _Work, staging: Path) -> EncodeReport:
+    storage, before = place.storage, newest_version(place.storage)
+    again = frozenset(clip.clip_id for clip in before.info.dropped) if before and cfg.retry_dropped else frozenset()
+    units = plan_work(storage, work.planned, cfg.unit_clips, again - {""})
+    num_plans = units[-1].plan + 1
+    open_units = [unit for unit in units if not before or unit.plan >= before.info.num_plans]
+    setting = EncodeSetting(cfg.out, place.encoders, place.key, staging, cfg.shard_bytes)
+    mine = [unit for unit in _not_done(storage, open_units) if unit.position % work.share.count == work.share.index]
+    _log.info(
+        "encode: %d clips in %d units, %d units still to do in share %d/%d",
+        len(work.planned), len(units), len(mine), work.share.index, work.share.count,
+    )  # fmt: skip
+    records: list[UnitRecord] = []
+    for _ in range(_ATTEMPTS):
+        run_units(jobs_of(mine, work.planned), setting, choose_workers(cfg.workers, len(mine)))
+        if waiting := _not_done(storage, open_units):
+            _log.info("encode: %d units are still to be encoded by others; the last one publishes", len(waiting))
+            return _report(cfg, before, len(units), len(waiting))
+        records, mine = read_records(storage, open_units, place.key)
+        if not mine:
+            break
+        _log.warning("encode: %d units are damaged or of other encoders, and are encoded again", len(mine))
+    else:
+        raise DataError(f"{cfg.out}/{mine[0].file}: cannot be read back as it was written. Remedy: check the store")
+    _publish(cfg, place, before, records, work, num_plans)
+    return _report(cfg, before, len(units), 0)
+
+
+def _publish(
+    cfg: EncodeRun, place: Place, before: Version | None, records: list[UnitRecord], work: _Work, num_plans: int
+) -> None:
+    info = publish_units(place, before, records, work.unfit, num_plans)
+    if info is None and before is None:
+        raise _nothing_left(cfg, [*work.unfit, *(clip for record in records for clip in record.dropped)])
+    newest = newest_version(place.storage)
+    if newest is not None:
+        clean(place.storage, newest.shards, newest.info.num_plans)
+
+
+def _not_done(storage: Storage, units: list[WorkUnit]) -> list[WorkUnit]:
+    done = set(storage.list(UNITS_PREFIX)) if units else set()
+    return [unit for unit in units if unit.file not in done]
+
+
+def _check_alone(cfg: EncodeRun, share: Share) -> None:
+    if share.count == 1:
+        return
+    value = f"{share.index}/{share.count}"
+    if cfg.overwrite:
+        rule = "a task that overwrites would delete what the other tasks write"
+        raise ConfigError("overwrite", True, rule, f"drop it, or encode without shard={value}")
+    if not (Path(cfg.src).expanduser() / CLIPS_NAME).is_file():
+        rule = f"{cfg.src} holds no {CLIPS_NAME}, and all tasks need one list of clips"
+        raise ConfigError("shard", value, rule, "run `megavideo ingest` first, and give its out= as src=")
+
+
+def _begin(cfg: EncodeRun, storage: Storage, planned: list[PlannedClip], staging: Path) -> Place:
+    text_encoder = build_text_encoder(cfg.text_encoder)
+    autoencoder = build_autoencoder(cfg.autoencoder, lambda count: fitting_videos(planned, count))
+    return begin_place(cfg, storage, Encoders(autoencoder, text_encoder), staging)
+
+
+@contextmanager
+def _ingested(cfg: EncodeRun) -> Iterator[ClipList]:
+    """The clip list of an ingested folder; raw clips are ingested first, into `out` or beside the store's staging."""
+    src = Path(cfg.src).expanduser()
+    if (src / CLIPS_NAME).is_file():
+        yield read_clip_list(src)
+    elif is_object_store(cfg.out):
+        with tempfile.TemporaryDirectory() as folder:
+            ingest(IngestRun(src=cfg.src, out=folder))
+            yield read_clip_list(Path(folder))
+    else:
+        folder = str(Path(cfg.out.removeprefix("file://")).expanduser() / _INGEST_FOLDER)
+        ingest(IngestRun(src=cfg.src, out=folder))
+        yield read_clip_list(Path(folder))
+
+
+def _nothing_left(cfg: EncodeRun, dropped: list[DroppedClip]) -> DataError:
+    reasons = "; ".join(f"{clip.file}: {clip.reason}" for clip in dropped[:3])
+    return DataError(
+        f"{cfg.src}: no clip is left to encode ({reasons}). Remedy: change area, max_frames or patch, or the clips"
+    )
+
+
+def _report(cfg: EncodeRun, before: Version | None, num_units: int, num_waiting: int) -> EncodeReport:
+    """The report on the version that is the newest now."""
+    dataset = None if num_waiting and before is None else open_dataset(cfg.out)
+    samples = dataset.samples if dataset else ()
+    info = dataset.info if dataset else None
+    patch_t, patch_h, patch_w = cfg.patch
+    tokens = Counter(sample.latent.num_tokens // (patch_t * patch_h * patch_w) for sample in samples)
+    report = EncodeReport(
+        out=cfg.out,
+        version=info.version if info else 0,
+        num_samples=len(samples),
+        new_samples=len(samples) - (before.info.num_samples if before else 0),
+        num_images=sum(sample.latent.t == 1 for sample in samples),
+        num_bytes=info.num_bytes if info else 0,
+        num_tokens=sum(size * count for size, count in tokens.items()),
+        tokens=tuple(TokenCount(size, count) for size, count in sorted(tokens.items())),
+        longest_text=max((sample.text_tokens for sample in samples), default=0),
+        captions_cut=info.captions_cut if info else 0,
+        psnr_db=info.psnr_db if info else None,
+        psnr_clips=info.psnr_clips if info else 0,
+        units=num_units,
+        units_waiting=num_waiting,
+        dropped=info.dropped if info else (),
+    )
+    _log.info(
+        "encode: version %d: %d samples, %d of them new, %d dropped, %d tokens, %d bytes at %s", report.version,
+        report.num_samples, report.new_samples, len(report.dropped), report.num_tokens, report.num_bytes, cfg.out,
+    )  # fmt: skip
+    return report

@@ -1,0 +1,156 @@
+"""One unit of work: its clips become shards and, last of all, one small file that says what they hold."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megavideo.data.clips.captions import WeightedCaption
+from megavideo.data.dataset.dataset import DroppedClip, manifest_row
+from megavideo.data.storage.protocol import Storage
+from megavideo.encoders.encode.clips import PlannedClip, read_ahead
+from megavideo.encoders.encode.dataset_writer import ShardWriter, writing_shards
+from megavideo.encoders.encode.half import to_half
+from megavideo.encoders.encode.work_units import SHARDS_PREFIX, WorkUnit
+from megavideo.encoders.folder import Encoders
+from megavideo.errors import DataError
+from megavideo.types import Grid, SampleInfo
+
+_MEASURED_CLIPS = 4
+_FORMAT = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """A unit with its clips as they are listed now, less those that are listed no more."""
+
+    unit: WorkUnit
+    clips: tuple[PlannedClip, ...]
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What became of a unit: entries of its shards, rows of the manifest without an index, and what was dropped.
+
+    `key` is that of the place it was encoded for; `squared_errors` are the autoencoder's on some of its clips.
+    """
+
+    key: str
+    shards: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    dropped: tuple[DroppedClip, ...]
+    captions_cut: int
+    squared_errors: list[float]
+
+
+@dataclass
+class _Tally:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[DroppedClip] = field(default_factory=list)
+    captions_cut: int = 0
+    squared_errors: list[float] = field(default_factory=list)
+
+    def drop(self, clip: PlannedClip, reason: object) -> None:
+        self.dropped.append(DroppedClip(clip.row.file, str(reason), clip.row.clip_id))
+        _log.warning("encode: dropped %s: %s", clip.row.file, reason)
+
+
+class UnitEncoder:
+    """Encodes units into `storage`. `staging` is a local folder of this process alone, `key` that of the place."""
+
+    def __init__(self, storage: Storage, key: str, encoders: Encoders, staging: Path, shard_bytes: int) -> None:
+        self._storage = storage
+        self._key = key
+        self._encoders = encoders
+        self._staging = staging
+        self._shard_bytes = shard_bytes
+
+    def encode(self, job: UnitJob) -> None:
+        """Encode the clips of a unit; those that cannot be are recorded with their reason.
+
+        Raises DataError where the GPU is too small for a clip.
+        """
+        tally = _Tally()
+        present = {clip.row.clip_id for clip in job.clips}
+        for clip_id, _ in job.unit.clips:
+            if clip_id not in present:
+                tally.dropped.append(DroppedClip(clip_id, "is not in the list of clips any more", clip_id))
+        prefix = SHARDS_PREFIX + job.unit.name
+        with writing_shards(self._storage, prefix, self._staging, self._shard_bytes) as writer:
+            for clip, video in read_ahead(job.clips):
+                if isinstance(video, DataError):
+                    tally.drop(clip, video)
+                else:
+                    self._add(writer, clip, video, job.unit, tally)
+            shards = writer.finish()
+        record = UnitRecord(
+            self._key, shards, tally.rows, tuple(tally.dropped), tally.captions_cut, tally.squared_errors
+        )
+        self._storage.write_bytes(job.unit.file, _record_bytes(record))
+
+    def _add(self, writer: ShardWriter, clip: PlannedClip, video: torch.Tensor, unit: WorkUnit, tally: _Tally) -> None:
+        autoencoder, text_encoder = self._encoders.autoencoder, self._encoders.text_encoder
+        captions = clip.row.captions or (WeightedCaption(clip.row.caption),)
+        try:
+            latent = to_half(autoencoder.encode(video))
+        except torch.OutOfMemoryError as error:
+            frames, height, width = clip.pixels
+            raise DataError(
+                f"{clip.path}: {frames} frames of {height}x{width} do not fit into the GPU's memory. Remedy: begin "
+                "anew (another out=, or overwrite=true) with autoencoder.tile=256 or less, a smaller area or max_frames"
+            ) from error
+        texts = [to_half(text) for text in text_encoder.encode([caption.text for caption in captions])]
+        if not all(np.isfinite(values).all() for values in (latent, *texts)):
+            tally.drop(clip, "its latent or text is not finite in float16")
+            return
+        # The first list's first clips are as good as any, since the order is that of a hash.
+        if unit.position == 0 and writer.num_samples < _MEASURED_CLIPS:
+            restored = autoencoder.decode(torch.from_numpy(latent).float())
+            tally.squared_errors.append(float((restored - video).square().mean()))
+        lengths = [len(text) for text in texts]
+        sample = SampleInfo(
+            sample_id=clip.row.clip_id,
+            index=-1,  # the manifest of the dataset gives it
+            latent=Grid(*latent.shape[1:]),
+            text_tokens=max(lengths),
+            fps=clip.row.fps,
+            caption=clip.row.caption,
+            source=clip.row.file,
+        )
+        writer.add(sample, latent, texts, [caption.weight for caption in captions])
+        pairs = list(zip(captions, lengths, strict=True))
+        tally.rows.append(manifest_row(sample, clip.pixels, pairs, scores=clip.row.scores, unit=unit.name))
+        most = text_encoder.max_tokens
+        tally.captions_cut += sum(text_encoder.count_tokens(caption.text) > most for caption in captions)
+
+
+def jobs_of(units: Sequence[WorkUnit], planned: Sequence[PlannedClip]) -> list[UnitJob]:
+    """The units with their clips."""
+    by_id = {clip.row.clip_id: clip for clip in planned}
+    return [UnitJob(unit, tuple(by_id[clip_id] for clip_id, _ in unit.clips if clip_id in by_id)) for unit in units]
+
+
+def read_record(storage: Storage, unit: WorkUnit, key: str) -> UnitRecord | None:
+    """What became of a unit that is done; None where its file is damaged or of an encoding with other encoders."""
+    try:
+        value = json.loads(storage.read_bytes(unit.file))
+        if value.pop("format") != _FORMAT or value["key"] != key:
+            return None
+        record = UnitRecord(**{**value, "dropped": tuple(DroppedClip(**clip) for clip in value["dropped"])})
+        num_samples = sum(int(shard["samples"]) for shard in record.shards)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return record if num_samples == len(record.rows) else None
+
+
+def _record_bytes(record: UnitRecord) -> bytes:
+    return json.dumps({"format": _FORMAT, **asdict(record)}, ensure_ascii=False).encode("utf-8")

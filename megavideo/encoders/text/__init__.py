@@ -1,0 +1,1 @@
+"""Text encoders: the built-in one and those of transformers."""

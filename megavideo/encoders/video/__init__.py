@@ -1,0 +1,1 @@
+"""Video autoencoders: the built-in one and those of diffusers."""

@@ -1,0 +1,1 @@
+"""Terms of the loss beside the error of each token."""
