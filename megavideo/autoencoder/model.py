@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from megavideo.config.schema.vae import VaeModelConfig
+from megavideo.encoders.families import FAMILIES, Family, decode_raw, family_of, load_weights
 from megavideo.encoders.pretrained import open_pretrained
 from megavideo.encoders.tiles.wan import WanTiles
-from megavideo.encoders.video.families import FAMILIES, Family, decode_raw, family_of, load_weights
 from megavideo.encoders.video.loaded import channel_statistics
 
 _FIELD = "model.path"

@@ -18,7 +18,8 @@ from megavideo import __version__
 from megavideo.cli.arguments import Arguments, parse_arguments, split_verb
 from megavideo.cli.help import general_help, verb_help
 from megavideo.cli.output import launched_as, leads, stdout_kept_clean, tell, to_json
-from megavideo.cli.verb import Verb, find_verb, verb_names
+from megavideo.cli.verb import Verb
+from megavideo.cli.verb_table import find_verb, verb_names
 from megavideo.errors import ConfigError, MegavideoError, StopRequested
 
 INTERRUPTED = 130

@@ -1,14 +1,10 @@
-"""What a verb of the command line is, and the table of verbs."""
+"""What a verb of the command line is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
-
-from megavideo.config.names import nearest
-from megavideo.errors import ConfigError
 
 Texts = Mapping[str, Sequence[str]]
 
@@ -44,9 +40,8 @@ class Verb:
     `primary` names the YAML file that is composed and `schema` the dataclass built from it. `run` takes the built
     config and the texts given to each flag of `options`, and returns a report: a dataclass whose `asdict` is
     JSON-ready, or None. `describe` turns the report into the lines a user reads. Where `distributed` is set the verb
-    is started once per rank, and only rank 0 reports. `failed` says of a
-    report that the command found a fault: it is printed all the same, and the exit status is 1. `examples` stand in
-    the help.
+    is started once per rank, and only rank 0 reports. `failed` says of a report that the command found a fault: it is
+    printed all the same, and the exit status is 1. `examples` stand in the help.
     """
 
     name: str
@@ -60,26 +55,3 @@ class Verb:
     failed: Callable[[Any], bool] | None = None
     distributed: bool = False
     examples: tuple[str, ...] = ()
-
-
-def verb_names() -> tuple[str, ...]:
-    """Names of the verbs in the order in which a user meets them; each has a module of
-    `cli/verbs` holding `VERB`, with an underscore where the name has a dash.
-    """
-    return (
-        "ingest", "caption", "train-vae", "encode", "train", "status", "report", "checkpoint", "sample", "demo",
-        "parity", "doctor", "preflight", "slurm-gen",
-    )  # fmt: skip
-
-
-def find_verb(name: str) -> Verb:
-    """The verb called `name`. Raises ConfigError naming the nearest where there is none."""
-    known = verb_names()
-    if name not in known:
-        close = nearest(name, known)
-        if name in ("help", "version"):
-            close = f"--{name}"
-        remedy = f"did you mean `megavideo {close}`?" if close else f"take one of {', '.join(known)}"
-        raise ConfigError("verb", name, "there is no such command", remedy)
-    verb: Verb = import_module(f"megavideo.cli.verbs.{name.replace('-', '_')}").VERB
-    return verb

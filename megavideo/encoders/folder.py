@@ -15,6 +15,7 @@ from typing import TypeVar
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
 from megavideo.data.storage.files import write_file
 from megavideo.data.storage.protocol import Storage
+from megavideo.encoders.families import FAMILIES
 from megavideo.encoders.text.bytes_text import BytesTextEncoder
 from megavideo.encoders.text.encoder import TextEncoder
 from megavideo.encoders.text.transformers_text import (
@@ -23,7 +24,6 @@ from megavideo.encoders.text.transformers_text import (
     move_transformers_text,
 )
 from megavideo.encoders.video.autoencoder import FitVideos, VideoAutoencoder
-from megavideo.encoders.video.families import FAMILIES
 from megavideo.encoders.video.loaded import LoadedAutoencoder, build_loaded, loaded_ratios, move_loaded
 from megavideo.encoders.video.pca import SPACE_RATIO, TIME_RATIO, PcaAutoencoder, fit_pca
 from megavideo.errors import ConfigError, DataError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.architecture.source import PACKAGE, Module, imports_of, resolve
 
@@ -88,17 +88,26 @@ def parallel_state_users(modules: dict[str, Module]) -> list[str]:
     ]
 
 
-def cycles(modules: dict[str, Module], by_room: bool) -> list[list[str]]:
-    """Groups of modules, or of rooms, that import each other in a circle (strongly connected, Tarjan 1972)."""
+def room_of(module: Module) -> str:
+    """The room a module lies in: `data`."""
+    return module.room
+
+
+def inner_room_of(module: Module) -> str:
+    """The room within its room, or the module itself where it lies in none: `megavideo.data.plan`."""
+    return ".".join(module.name.split(".")[:3])
+
+
+def cycles(modules: dict[str, Module], node_of: Callable[[Module], str]) -> list[list[str]]:
+    """Groups of modules, or of what holds them, that import each other in a circle (Tarjan 1972)."""
     graph: dict[str, set[str]] = {}
     for module in modules.values():
-        node = module.room if by_room else module.name
+        node = node_of(module)
         edges = graph.setdefault(node, set())
         for item in imports_of(module):
             target = resolve(item.target, modules)
             if target is not None:
-                other = modules[target].room if by_room else target
-                edges |= {other} - {node}
+                edges |= {node_of(modules[target])} - {node}
     return [sorted(group) for group in _components(graph) if len(group) > 1]
 
 

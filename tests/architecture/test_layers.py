@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from tests.architecture.layers import (
     TORCH_FREE,
     cycles,
     engines_outside_parallel,
+    inner_room_of,
     parallel_state_users,
+    room_of,
     torch_in_free_rooms,
     upward_imports,
 )
@@ -93,8 +96,9 @@ def test_siblings_unknown_rooms_and_missing_modules_are_caught(tree: Tree) -> No
 
 
 def test_no_cycles(modules: dict[str, Module]) -> None:
-    assert cycles(modules, by_room=True) == []
-    assert cycles(modules, by_room=False) == []
+    assert cycles(modules, room_of) == []
+    assert cycles(modules, inner_room_of) == []
+    assert cycles(modules, attrgetter("name")) == []
 
 
 def test_cycles_are_caught(tree: Tree) -> None:
@@ -106,10 +110,23 @@ def test_cycles_are_caught(tree: Tree) -> None:
             "model/d.py": "import megavideo.data.a",
         }
     )
-    assert cycles(bad, by_room=True) == [["data", "model"]]
-    assert cycles(bad, by_room=False) == [
+    assert cycles(bad, room_of) == [["data", "model"]]
+    assert cycles(bad, attrgetter("name")) == [
         ["megavideo.data.a", "megavideo.data.b", "megavideo.data.c", "megavideo.model.d"]
     ]
+
+
+def test_cycles_of_inner_rooms_are_caught(tree: Tree) -> None:
+    bad = tree(
+        {
+            "data/plan/a.py": "import megavideo.data.table.c",
+            "data/plan/b.py": "",
+            "data/table/c.py": "",
+            "data/table/d.py": "import megavideo.data.plan.b",
+        }
+    )
+    assert cycles(bad, attrgetter("name")) == []
+    assert cycles(bad, inner_room_of) == [["megavideo.data.plan", "megavideo.data.table"]]
 
 
 def test_torch_free_rooms_name_no_torch(modules: dict[str, Module]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megavideo.cli.verb import find_verb, verb_names
+from megavideo.cli.verb_table import find_verb, verb_names
 from megavideo.config.find import ENVIRONMENT_NAME, configs_folder, group_options
 from megavideo.config.load import load
 from megavideo.config.schema.prepare import EncodeRun

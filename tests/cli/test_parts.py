@@ -14,7 +14,8 @@ import pytest
 from megavideo.cli.arguments import parse_arguments, split_verb
 from megavideo.cli.describe import describe_fields
 from megavideo.cli.output import launched_as, leads, stdout_kept_clean, to_json
-from megavideo.cli.verb import TextOption, find_verb, verb_names
+from megavideo.cli.verb import TextOption
+from megavideo.cli.verb_table import find_verb, verb_names
 from megavideo.errors import ConfigError
 
 PROMPT = TextOption("--prompt", "TEXT", "", repeats=True)

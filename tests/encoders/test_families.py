@@ -10,9 +10,9 @@ import torch
 
 from megavideo.config.load import load
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun
+from megavideo.encoders.families import FAMILIES, load_weights
 from megavideo.encoders.folder import autoencoder_ratios, build_autoencoder, load_encoders, save_encoders
 from megavideo.encoders.text.bytes_text import BytesTextEncoder
-from megavideo.encoders.video.families import FAMILIES, load_weights
 from megavideo.encoders.video.loaded import LoadedAutoencoder, build_loaded, open_loaded
 from megavideo.errors import ConfigError
 from tests.encoders.tile_cases import psnr

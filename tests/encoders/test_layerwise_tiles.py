@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from megavideo.encoders.families import FAMILIES, Family, decode_raw
 from megavideo.encoders.tiles import causal_attention, hunyuan_video, layerwise
 from megavideo.encoders.tiles.activation import Activation
 from megavideo.encoders.tiles.layer import LayerRunner
 from megavideo.encoders.tiles.layerwise import LayerwiseAutoencoder
-from megavideo.encoders.video.families import FAMILIES, Family, decode_raw
 from megavideo.errors import ConfigError
 from tests.encoders.tile_cases import noise, peak_bytes, psnr
 

@@ -21,7 +21,7 @@ def make_family(folder: Path, kind: str) -> Path:
     """Save an untrained autoencoder of one of the families, about as small as its class allows."""
     import diffusers
 
-    from megavideo.encoders.video.families import FAMILIES
+    from megavideo.encoders.families import FAMILIES
 
     narrow = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
     one_layer = (1, 1, 1, 1, 1)

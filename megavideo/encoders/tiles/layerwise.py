@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from megavideo.encoders.families import Family, own_frames
 from megavideo.encoders.tiles import cogvideox, hunyuan_video, ltx
 from megavideo.encoders.tiles.activation import MEMORY_BYTES, Activation
 from megavideo.encoders.tiles.axes import Size
 from megavideo.encoders.tiles.layer import TILE_FRAMES, LayerRunner
-from megavideo.encoders.video.families import Family, own_frames
 from megavideo.errors import ConfigError
 
 _WALKS: dict[str, Any] = {"hunyuan_video": hunyuan_video, "cogvideox": cogvideox, "ltx": ltx}

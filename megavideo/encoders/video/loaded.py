@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megavideo.data.storage.files import write_file
+from megavideo.encoders.families import LatentStatistics, decode_raw, family_of, given_statistics, load_weights
 from megavideo.encoders.pretrained import (
     PretrainedFolder,
     compute_device,
@@ -21,7 +22,6 @@ from megavideo.encoders.pretrained import (
 from megavideo.encoders.tiles.layerwise import LayerwiseAutoencoder
 from megavideo.encoders.tiles.wan import GROUP_FRAMES, WanTiles
 from megavideo.encoders.video.autoencoder import FitVideos, check_video
-from megavideo.encoders.video.families import LatentStatistics, decode_raw, family_of, given_statistics, load_weights
 from megavideo.errors import ConfigError, DataError
 
 _FIELD = "autoencoder.path"

@@ -1,0 +1,33 @@
+"""The table of verbs: what there is, and which one is meant."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from megavideo.cli.verb import Verb
+from megavideo.config.names import nearest
+from megavideo.errors import ConfigError
+
+
+def verb_names() -> tuple[str, ...]:
+    """Names of the verbs in the order in which a user meets them.
+
+    Each has a module of `cli/verbs` holding `VERB`, with an underscore where the name has a dash.
+    """
+    return (
+        "ingest", "caption", "train-vae", "encode", "train", "status", "report", "checkpoint", "sample", "demo",
+        "parity", "doctor", "preflight", "slurm-gen",
+    )  # fmt: skip
+
+
+def find_verb(name: str) -> Verb:
+    """The verb called `name`. Raises ConfigError naming the nearest where there is none."""
+    known = verb_names()
+    if name not in known:
+        close = nearest(name, known)
+        if name in ("help", "version"):
+            close = f"--{name}"
+        remedy = f"did you mean `megavideo {close}`?" if close else f"take one of {', '.join(known)}"
+        raise ConfigError("verb", name, "there is no such command", remedy)
+    verb: Verb = import_module(f"megavideo.cli.verbs.{name.replace('-', '_')}").VERB
+    return verb
