@@ -17,12 +17,15 @@ from megavideo.errors import DataError
 
 _FOLDER: list[Path] = []
 MAIN = """
+import signal
 import sys
 from pathlib import Path
 from megavideo.data.job_pool import Work, done_by_processes
 from tests.data.test_job_pool import begin, do
 
 if __name__ == "__main__":
+    # a shell that starts tests in the background has interrupts ignored by all that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for job in done_by_processes(["sleep"] * 6, Work(do, begin, (Path(sys.argv[1]),)), 2, print):
         print(job)
 """
