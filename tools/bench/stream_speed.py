@@ -71,8 +71,9 @@ def tensors(latent: np.ndarray, text: np.ndarray) -> Tensors:
 
 def from_ours(uri: str, cache: Path | None, workers: int) -> Iterator[Tensors]:
     """Our reader, its workers told of the next samples."""
-    reader = ShardReader(open_dataset(uri), cache, StreamOptions(workers))
-    order = range(sum(shard["samples"] for shard in reader._shards))
+    dataset = open_dataset(uri)
+    reader = ShardReader(dataset, cache, StreamOptions(workers))
+    order = range(dataset.info.num_samples)
     told = 0
     with reader.working():
         for index in order:
