@@ -14,10 +14,10 @@ from PIL import Image
 from megavideo.autoencoder.corpus import HeldOutClip
 from megavideo.autoencoder.evaluate import ClipResult, mean_of
 from megavideo.autoencoder.model import TrainedAutoencoder
-from megavideo.data.storage.files import write_file
 from megavideo.observe.metrics import read_metrics
 from megavideo.observe.page import data_uri, render
 from megavideo.observe.pictures import frame_strip
+from megavideo.observe.whole_file import write_file
 
 _SHOWN_CLIPS = 6
 _STRIP_FRAMES = 6

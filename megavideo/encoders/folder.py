@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
-from megavideo.data.storage.files import write_file
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.families import FAMILIES
 from megavideo.encoders.text.bytes_text import BytesTextEncoder
@@ -27,6 +26,7 @@ from megavideo.encoders.video.autoencoder import FitVideos, VideoAutoencoder
 from megavideo.encoders.video.loaded import LoadedAutoencoder, build_loaded, loaded_ratios, move_loaded
 from megavideo.encoders.video.pca import SPACE_RATIO, TIME_RATIO, PcaAutoencoder, fit_pca
 from megavideo.errors import ConfigError, DataError
+from megavideo.observe.whole_file import write_file
 
 _CONFIG_NAME = "encoders.json"
 _Encoder = TypeVar("_Encoder")

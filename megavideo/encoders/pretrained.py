@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from megavideo.data.storage.files import write_file
 from megavideo.errors import ConfigError, DataError
+from megavideo.observe.whole_file import write_file
 
 _CONFIG_NAME = "config.json"
 _HASHED_BYTES = 1 << 20

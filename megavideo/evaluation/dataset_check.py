@@ -19,13 +19,14 @@ from megavideo.data.dataset.dataset import LatentDataset, open_dataset
 from megavideo.data.plan.packing import PackLimits
 from megavideo.data.plan.size_classes import DroppedSamples, make_classes
 from megavideo.data.plan.step_plan import Pack, PlanSettings, StepPlan, rank_share
-from megavideo.data.storage.files import write_file, writing
+from megavideo.data.storage.files import writing
 from megavideo.data.table.open import open_samples
 from megavideo.data.table.sample_table import SampleTable
 from megavideo.errors import ConfigError
 from megavideo.evaluation.dataset_page import PAGE_NAME, SampleColumns, draw_histograms, page_text
 from megavideo.evaluation.dataset_report import DatasetReport, Histogram, Packs, Reason, Shards
 from megavideo.evaluation.dataset_shards import check_shards
+from megavideo.observe.whole_file import write_file
 
 _NAMED = 20
 _NAMED_IN_FAULT = 5

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from megavideo.data.clips.write_video import write_video
-from megavideo.data.storage.files import write_file
 from megavideo.encoders.folder import load_autoencoder
 from megavideo.generate.videos import to_pixels, write_sheet
+from megavideo.observe.whole_file import write_file
 
 _MOST_WAITING = 2
 _log = logging.getLogger(__name__)

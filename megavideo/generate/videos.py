@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megavideo.data.storage.files import replacing, writing
+from megavideo.data.storage.files import writing
 from megavideo.observe.pictures import contact_sheet, evenly_spaced
+from megavideo.observe.whole_file import replacing
 
 SHEET_ROWS = 64
 _SHEET_FRAMES = 8

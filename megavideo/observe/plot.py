@@ -10,7 +10,7 @@ import numpy as np
 
 from megavideo.errors import DataError
 from megavideo.observe.metrics import numeric_values, read_metrics
-from megavideo.observe.whole_file import write_whole
+from megavideo.observe.whole_file import write_file
 
 _RAW = "#9db7dd"
 _SMOOTH = "#1f4e96"
@@ -31,7 +31,7 @@ def plot_loss(metrics_path: Path, png: Path) -> None:
     rate_steps, rates = _column(rows, "learning_rate")
     data = io.BytesIO()
     _draw(steps, losses, rate_steps, rates).savefig(data, format="png", dpi=130)
-    write_whole(png, data.getvalue())
+    write_file(png, data.getvalue())
 
 
 def smooth(values: np.ndarray, half_life: float) -> np.ndarray:

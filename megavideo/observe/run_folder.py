@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megavideo.errors import DataError
-from megavideo.observe.whole_file import write_whole
+from megavideo.observe.whole_file import write_file
 
 _REPORTED_PACKAGES = ("torch", "deepspeed", "megatron-core", "diffusers", "mosaicml-streaming")
 _GIT_TIMEOUT_SECONDS = 10
@@ -166,4 +166,4 @@ def _write_keeping_old(path: Path, text: str) -> None:
         while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
             number += 1
         kept.write_bytes(path.read_bytes())  # not a link: some shared file systems have none
-    write_whole(path, text.encode())
+    write_file(path, text.encode())

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+TEMPORARY_PREFIX = ".writing-"
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path` in one move; its folder is made. Raises OSError, and leaves the old file, if it cannot."""
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; flush and rename it to `path` if the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     try:
-        temporary.write_bytes(data)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically; OSError where the disk refuses."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)

@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 
 from megavideo.config.schema.preflight import PreflightRun
-from megavideo.data.storage.files import write_file
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.storage.open import open_storage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.storage.retry import RetryPolicy
 from megavideo.data.table.open import cache_folder
 from megavideo.errors import ConfigError
+from megavideo.observe.whole_file import write_file
 from megavideo.parallel.processes.distributed import free_port, read_launch
 from megavideo.preflight.findings import Finding, limited
 from megavideo.preflight.judge import Link, Node, PreflightReport, RankAnswer, judge

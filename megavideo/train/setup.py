@@ -15,7 +15,6 @@ from megavideo.config.curriculum import Stage
 from megavideo.config.dump import to_yaml
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.dataset.dataset import ENCODERS_PREFIX, info_bytes, parse_info
-from megavideo.data.storage.files import write_file
 from megavideo.data.storage.open import download_all, open_storage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.storage.retry import RetryPolicy
@@ -24,6 +23,7 @@ from megavideo.encoders.folder import same_encoders
 from megavideo.errors import CheckpointError, ConfigError
 from megavideo.generate.loaded_run import SAMPLING_FILE
 from megavideo.observe.run_folder import RunFolder, create_run_folder
+from megavideo.observe.whole_file import write_file
 from megavideo.parallel.processes.distributed import Launch
 from megavideo.train.build import Parts
 from megavideo.train.resume import check_same_run

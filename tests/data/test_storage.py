@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from megavideo.data.storage.files import replacing
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.storage.open import download_all, open_storage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.storage.retry import RetryPolicy
 from megavideo.errors import DataError, StoreUnreachable
+from megavideo.observe.whole_file import replacing
 
 
 def exercise(storage: Storage, tmp_path: Path) -> None:

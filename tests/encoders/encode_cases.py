@@ -16,7 +16,7 @@ from streaming.base.format.mds.reader import MDSReader
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, TextEncoderConfig
 from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.ingest.rows import CLIPS_NAME, ROOT_NAME, ClipRow, clip_lines, root_line
-from megavideo.data.storage.files import TEMPORARY_PREFIX
+from megavideo.observe.whole_file import TEMPORARY_PREFIX
 from tests.data.clip_files import write_clip
 
 PCA = AutoencoderConfig(kind="pca", channels=8, fit_clips=4)

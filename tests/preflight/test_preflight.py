@@ -15,7 +15,7 @@ import pytest
 from megavideo.cli.main import main
 from megavideo.cli.verbs.preflight import VERB
 from megavideo.config.schema.preflight import PreflightRun
-from megavideo.data.storage.files import write_file
+from megavideo.observe.whole_file import write_file
 from megavideo.preflight.judge import PreflightReport
 from megavideo.preflight.run import preflight
 from tests.preflight.ranks import CALM, Rank, Ranks

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megavideo.data.storage.files import replacing, writing
+from megavideo.data.storage.files import writing
 from megavideo.errors import DataError
+from megavideo.observe.whole_file import replacing
 
 _CRF = "14"  # visually lossless at the sizes that are sampled
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from megavideo.data.clips.media import MediaInfo
-from megavideo.data.storage.files import write_file
+from megavideo.observe.whole_file import write_file
 
 PARTS_FOLDER = "parts"
 UNREADABLE = "unreadable"

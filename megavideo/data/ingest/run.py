@@ -18,9 +18,9 @@ from megavideo.data.ingest.report import IngestReport
 from megavideo.data.ingest.rows import CLIPS_NAME, ROOT_NAME, clip_lines, root_line
 from megavideo.data.ingest.share import find_share, is_in_share
 from megavideo.data.ingest.work import Job, choose_workers, run_jobs
-from megavideo.data.storage.files import write_file
 from megavideo.data.storage.open import is_object_store
 from megavideo.errors import ConfigError, DataError
+from megavideo.observe.whole_file import write_file
 
 DROPPED_NAME = "dropped.jsonl"
 _REPORT_NAME = "report.json"

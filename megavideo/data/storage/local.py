@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from megavideo.data.storage.files import TEMPORARY_PREFIX, checked_name, replacing, write_file, writing
+from megavideo.data.storage.files import checked_name, writing
 from megavideo.data.storage.retry import RetryPolicy
 from megavideo.errors import DataError
+from megavideo.observe.whole_file import TEMPORARY_PREFIX, replacing, write_file
 
 
 class LocalStorage:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from megavideo.data.storage.files import checked_name, replacing, writing
+from megavideo.data.storage.files import checked_name, writing
 from megavideo.data.storage.retry import RetryPolicy, retrying
 from megavideo.data.storage.s3_errors import (
     StalledError,
@@ -21,6 +21,7 @@ from megavideo.data.storage.s3_errors import (
     without_secrets,
 )
 from megavideo.errors import DataError, StoreUnreachable
+from megavideo.observe.whole_file import replacing
 
 Answer = TypeVar("Answer")
 Patience = Callable[[Exception], float]

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from megavideo.data.storage.files import TEMPORARY_PREFIX
 from megavideo.data.storage.locks import locked, try_lock
 from megavideo.data.stream.counts import zero_counts
 from megavideo.errors import DataError, StoreUnreachable
+from megavideo.observe.whole_file import TEMPORARY_PREFIX
 
 # The cache has a folder of its own inside the one that the user names: nothing else is ever removed.
 FOLDER_NAME = "megavideo-shards"

@@ -25,12 +25,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from megavideo.data.dataset.dataset import LatentDataset
-from megavideo.data.storage.files import TEMPORARY_PREFIX, writing
+from megavideo.data.storage.files import writing
 from megavideo.data.storage.locks import locked
 from megavideo.data.table.sample_table import SampleTable, check_sources, open_column, open_table
 from megavideo.data.table.selection import LeftOut, Selected, Selection, select
 from megavideo.data.table.writer import write_table
 from megavideo.errors import DataError
+from megavideo.observe.whole_file import TEMPORARY_PREFIX
 
 FOLDER_NAME = "megavideo-tables"
 _FORMAT = 1

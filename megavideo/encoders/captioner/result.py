@@ -9,12 +9,13 @@ from pathlib import Path
 
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.data.clips.captions import WeightedCaption, heaviest
-from megavideo.data.storage.files import replacing, writing
+from megavideo.data.storage.files import writing
 from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.ask import Ask, asks_of
 from megavideo.encoders.captioner.clips import SourceClip, frame_numbers, view_of
 from megavideo.errors import DataError
 from megavideo.observe.pictures import contact_sheet
+from megavideo.observe.whole_file import replacing
 
 _SOURCES = {"vlm": "vlm", "expand": "expanded"}
 _SHEET_CLIPS = 12

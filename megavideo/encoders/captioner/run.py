@@ -20,7 +20,6 @@ from typing import Any
 from megavideo.config.schema.captions import CaptionerConfig, CaptionRun
 from megavideo.data.clips.captions import caption_row
 from megavideo.data.ingest.share import find_share, is_in_share
-from megavideo.data.storage.files import write_file
 from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.ask import ask_all, asks_of
 from megavideo.encoders.captioner.build import build_captioner
@@ -33,6 +32,7 @@ from megavideo.encoders.captioner.result import (
     write_sheet,
 )
 from megavideo.errors import ConfigError, DataError
+from megavideo.observe.whole_file import write_file
 
 CAPTIONS_NAME = "captions.jsonl"
 _SHEET_NAME = "captions.png"

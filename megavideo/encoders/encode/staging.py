@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megavideo.data.storage.files import TEMPORARY_PREFIX
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.storage.locks import try_lock
 from megavideo.data.storage.protocol import Storage
 from megavideo.errors import DataError
+from megavideo.observe.whole_file import TEMPORARY_PREFIX
 
 _PREFIX = ".encode-"
 _LOCK_NAME = "lock"

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megavideo.data.storage.files import write_file
 from megavideo.errors import ConfigError, DataError
+from megavideo.observe.whole_file import write_file
 
 _CONFIG_NAME = "bytes_text.json"
 _LONGEST_NGRAM = 5

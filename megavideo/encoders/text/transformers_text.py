@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from megavideo.data.storage.files import write_file
 from megavideo.encoders.pretrained import (
     PretrainedFolder,
     compute_device,
@@ -18,6 +17,7 @@ from megavideo.encoders.pretrained import (
     reopen_pretrained,
 )
 from megavideo.errors import ConfigError, DataError
+from megavideo.observe.whole_file import write_file
 
 _CONFIG_NAME = "transformers_text.json"
 _PIPELINE_PART = "text_encoder"

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from megavideo.data.storage.files import write_file
 from megavideo.encoders.families import LatentStatistics, decode_raw, family_of, given_statistics, load_weights
 from megavideo.encoders.pretrained import (
     PretrainedFolder,
@@ -23,6 +22,7 @@ from megavideo.encoders.tiles.layerwise import LayerwiseAutoencoder
 from megavideo.encoders.tiles.wan import GROUP_FRAMES, WanTiles
 from megavideo.encoders.video.autoencoder import FitVideos, check_video
 from megavideo.errors import ConfigError, DataError
+from megavideo.observe.whole_file import write_file
 
 _FIELD = "autoencoder.path"
 _PIPELINE_PART = "vae"

@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from megavideo.data.storage.files import replacing, write_file
 from megavideo.encoders.video.autoencoder import FitVideos, check_video
 from megavideo.errors import ConfigError, DataError
+from megavideo.observe.whole_file import replacing, write_file
 
 TIME_RATIO = 4
 SPACE_RATIO = 8

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megavideo.data.storage.files import write_file
 from megavideo.errors import DataError
 from megavideo.evaluation.shapes.score import Score, Verdict
 from megavideo.evaluation.shapes.spec import CHANCE_COLOUR, CHANCE_MOTION, CHANCE_SHAPE
 from megavideo.observe.page import data_uri, render
 from megavideo.observe.pictures import frame_strip
+from megavideo.observe.whole_file import write_file
 
 _STRIP_FRAMES = 6
 _LAST_FRAME_SECONDS = 0.6  # a rest before the loop starts again, so that left and right are told apart

@@ -11,7 +11,7 @@ from megavideo.observe.report.content import page_text
 from megavideo.observe.report.record import read_record
 from megavideo.observe.report.summary import RunReport, summarise
 from megavideo.observe.run_folder import folder_content
-from megavideo.observe.whole_file import write_whole
+from megavideo.observe.whole_file import write_file
 
 
 def write_report(cfg: ReportRun, root: Path) -> RunReport:
@@ -25,7 +25,7 @@ def write_report(cfg: ReportRun, root: Path) -> RunReport:
     report = summarise(record, page)
     written = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
     try:
-        write_whole(page, page_text(cfg, report, record, written).encode())
+        write_file(page, page_text(cfg, report, record, written).encode())
     except OSError as error:
         raise DataError(f"{page}: cannot be written ({error}). Remedy: set out= to a file that can be") from error
     return report
