@@ -6,7 +6,6 @@ Shape legend: B batch of this rank, S side of the square, T frames, H height, W 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from megavideo.autoencoder.held_out import hold_out
 from megavideo.config.schema.vae import VaeDataConfig
 from megavideo.data.clips.resize import FrameWindow
 from megavideo.data.ingest import read_clip_list
@@ -113,18 +113,15 @@ class _Shapes:
 
 
 class _Clips:
-    """Windows and squares of an ingested folder. Held out are the clips whose ids have the smallest hashes."""
+    """Windows and squares of an ingested folder, apart from the clips that are held out."""
 
     def __init__(self, config: VaeDataConfig, seed: int, planned: Sequence[PlannedClip], time_ratio: int) -> None:
         self._config = config
         self._seed = seed
         fitting = [clip for clip in planned if min(clip.size.height, clip.size.width) >= config.size]
-        order = sorted(fitting, key=lambda clip: hashlib.sha256(clip.row.clip_id.encode()).digest())
-        moving = [clip for clip in order if clip.window.count >= config.frames]
-        self._held_out = (moving if config.clips else order)[: config.held_out]
-        names = {clip.row.clip_id for clip in self._held_out}
-        self._moving = [clip for clip in moving if clip.row.clip_id not in names]
-        self._all = [clip for clip in order if clip.row.clip_id not in names]
+        moving = [clip for clip in fitting if clip.window.count >= config.frames]
+        self._held_out, self._all = hold_out(fitting, moving if config.clips else fitting, config.held_out)
+        self._moving = [clip for clip in self._all if clip.window.count >= config.frames]
         self._longest = 1 + (_HELD_OUT_FRAMES - 1) // time_ratio * time_ratio
         if not self._all or (config.clips and not self._moving):
             rule = f"{len(planned)} clips leave none to train on of {config.frames} frames and {config.size} pixels"

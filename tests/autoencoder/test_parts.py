@@ -11,10 +11,14 @@ import torch
 from megavideo.autoencoder.corpus import BatchReader, Draw, open_corpus
 from megavideo.autoencoder.discriminator import PatchDiscriminator, discriminator_hinge, generator_hinge
 from megavideo.autoencoder.features import PerceptualDistance
+from megavideo.autoencoder.held_out import hold_out
 from megavideo.autoencoder.loss import adversarial_weight, kl_divergence, loss_terms, total
 from megavideo.autoencoder.model import Reconstruction, build_model
 from megavideo.config.schema.vae import VaeDataConfig, VaeLossConfig, VaeModelConfig
+from megavideo.data.clips.resize import FrameSize, FrameWindow
+from megavideo.data.ingest import ClipRow
 from megavideo.diffusion.randomness import SampleKey
+from megavideo.encoders.encode.clips import PlannedClip
 from megavideo.errors import ConfigError
 from tests.autoencoder.settings import tiny_run
 
@@ -150,3 +154,37 @@ def test_a_model_must_fit_the_data(tmp_path: Path) -> None:
     assert VaeModelConfig().path is None
     with pytest.raises(ConfigError, match=r"must be < train\.steps"):
         tiny_run(tmp_path, "loss.adversarial=0.1", "loss.adversarial_start=4", "loss.disc_width=8", "loss.disc_lr=1e-4")
+
+
+def _clips_of(files: dict[str, int], frames: int = 9) -> list[PlannedClip]:
+    """So many clips of each file."""
+    return [
+        PlannedClip(
+            ClipRow(f"{file}#{number}", file, frames, 8.0, 64, 64, 1.0, False, "a film", start=number * frames),
+            Path(file), FrameWindow(0, frames), FrameSize(64, 64, (0, 0, 64, 64)),
+        )
+        for file, count in files.items()
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def test_held_out_clips_share_no_film_with_trained_ones() -> None:
+    clips = _clips_of({"a.mp4": 5, "b.mp4": 1, "c.mp4": 3, "d.mp4": 2})
+    held_out, trained = hold_out(clips, clips, 2)
+    films = {clip.row.file for clip in held_out}
+    assert len(held_out) == len(films) == 2
+    assert [clip for clip in clips if clip.row.file not in films] == trained
+    # further films leave most of those held out where they were
+    later, _ = hold_out([*clips, *_clips_of({"e.mp4": 1})], [*clips, *_clips_of({"e.mp4": 1})], 2)
+    assert {clip.row.file for clip in later} & films
+
+
+def test_one_film_is_divided_by_its_clips(caplog: pytest.LogCaptureFixture) -> None:
+    clips = _clips_of({"a.mp4": 6})
+    held_out, trained = hold_out(clips, clips, 2)
+    assert len(held_out) == 2 and len(trained) == 4 and not set(map(_id, held_out)) & set(map(_id, trained))
+    assert "share their files" in caplog.text
+
+
+def _id(clip: PlannedClip) -> str:
+    return clip.row.clip_id

@@ -59,7 +59,8 @@ class VaeDataConfig:
 
     `src` is a folder that `megavideo ingest` wrote; without it moving shapes are rendered. A step has `clips` squares
     of `size` pixels and `frames` frames, and `images` single frames, over all processes. Pictures are first scaled to
-    an area of at most `area`. `held_out` clips are never trained on: the report measures them.
+    an area of at most `area`. `held_out` clips, each of another file where there are enough, and all other clips of
+    their files are never trained on: the report measures them.
     """
 
     src: str | None = None
