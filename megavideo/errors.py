@@ -45,6 +45,15 @@ class StoreUnreachable(DataError):
     exit_status = RETRY_STATUS
 
 
+class ServerUnavailable(DataError):
+    """A server that asks of a model are sent to, and that over all attempts stayed out of reach, busy or failing.
+
+    It may be back when the command is repeated.
+    """
+
+    exit_status = RETRY_STATUS
+
+
 class CheckpointError(MegavideoError):
     """A checkpoint that is missing, incomplete, damaged or made for another model."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megavideo.cli.main import main
+from megavideo.errors import RETRY_STATUS
 from tests.data.clip_files import moving_square, write_clip
 from tests.encoders.chat_server import KEY, Reply, chat_server, completion
 
@@ -61,3 +62,10 @@ def test_one_message(words: str, part: str, folder: Path, capfd: pytest.CaptureF
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and part in errors[0] and "Remedy: " in errors[0], err
     assert "Traceback" not in err
+
+
+def test_a_server_out_of_reach_is_a_reason_to_start_again(folder: Path) -> None:
+    with chat_server(lambda number, content: Reply(503, "starting")) as server:
+        words = [f"captioner.endpoint.url={server.url}", "captioner.endpoint.model=m"]
+        words += ["captioner.endpoint.attempts=1", "captioner.endpoint.backoff_seconds=0.01"]
+        assert main(["caption", "src=clips", "out=out", *words]) == RETRY_STATUS

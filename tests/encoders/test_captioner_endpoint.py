@@ -16,7 +16,7 @@ from PIL import Image
 from megavideo.config.schema.captions import EndpointConfig
 from megavideo.encoders.captioner.answer import Answer, ClipView, Request
 from megavideo.encoders.captioner.endpoint import EndpointModel
-from megavideo.errors import ConfigError, DataError, MegavideoError
+from megavideo.errors import FAULT_STATUS, RETRY_STATUS, ConfigError, DataError, MegavideoError, ServerUnavailable
 from tests.encoders.chat_server import KEY, Reply, chat_server, completion
 
 VARIABLE = "MEGAVIDEO_TEST_KEY"
@@ -97,8 +97,8 @@ def test_one_request_that_the_server_fails_on_leaves_the_others() -> None:
         asked = model(it.url)
         assert asked.answer([Request("a"), Request("b")]) == [Answer("good", False)] * 2
         (answer,) = asked.answer([Request("x")])
-        assert isinstance(answer, DataError) and "500: boom" in str(answer)
-        with pytest.raises(DataError, match="gives no answer in 3 attempts"):
+        assert isinstance(answer, ServerUnavailable) and "500: boom" in str(answer)
+        with pytest.raises(ServerUnavailable, match="gives no answer in 3 attempts"):
             asked.answer([Request(f"x{i}") for i in range(8)])
 
 
@@ -127,13 +127,20 @@ def test_waits_grow_and_follow_the_server(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_server_that_is_silent_or_gone() -> None:
     slow = Reply(body={}, seconds=5.0)
     with chat_server(lambda number, content: slow) as server:
-        with pytest.raises(DataError, match=r"2 attempts: it does not answer within 0\.2 s.*Remedy"):
+        with pytest.raises(ServerUnavailable, match=r"2 attempts: it does not answer within 0\.2 s.*Remedy"):
             model(server.url, timeout_seconds=0.2, attempts=2).answer([Request("x")])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(DataError, match="cannot be reached"):
+    with pytest.raises(ServerUnavailable, match="cannot be reached") as caught:
         model(f"http://127.0.0.1:{port}/v1", attempts=2).answer([Request("x")])
+    assert caught.value.exit_status == RETRY_STATUS
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://127.0.0.1/v1", "http:///v1"])
+def test_what_is_no_address_is_not_tried_again(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"captioner\.endpoint\.url=.*is no address"):
+        model(url).answer([Request("x")])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +156,7 @@ def test_settings_that_the_server_refuses(reply: Reply, field: str) -> None:
     with chat_server(lambda number, content: reply) as server:
         with pytest.raises(ConfigError) as caught:
             model(server.url).answer([Request(str(i)) for i in range(3)])
-    assert caught.value.field == field
+    assert (caught.value.field, caught.value.exit_status) == (field, FAULT_STATUS)
     assert KEY not in str(caught.value) and str(reply.status) in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from megavideo.cli.main import main
 from megavideo.config.load import load
 from megavideo.config.schema.captions import ExpandConfig
 from megavideo.config.schema.sample import SampleRun
-from megavideo.errors import DataError
+from megavideo.errors import FAULT_STATUS, RETRY_STATUS, DataError, ServerUnavailable
 from megavideo.generate.expand import SampledPrompt, expand_prompts
 from megavideo.testing.saved_run import write_run
 from megavideo.testing.settings import micro_config
@@ -49,8 +49,18 @@ def test_a_server_expands_each_prompt_once() -> None:
 
 def test_a_prompt_that_is_refused_is_named() -> None:
     with chat_server(lambda number, content: Reply(400, "unsafe")) as server:
-        with pytest.raises(DataError, match=r"prompt 'a dog'.*unsafe.*expand=none"):
+        with pytest.raises(DataError, match=r"prompt 'a dog'.*unsafe.*expand=none") as caught:
             expand_prompts(expansion(*at(server.url)), ["a dog"])
+    assert caught.value.exit_status == FAULT_STATUS
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_that_fails_may_be_back(status: int) -> None:
+    quick = ("expand.endpoint.attempts=2", "expand.endpoint.backoff_seconds=0.01")
+    with chat_server(lambda number, content: Reply(status, "boom")) as server:
+        with pytest.raises(ServerUnavailable, match="the same command again") as caught:
+            expand_prompts(expansion(*at(server.url), *quick), ["a dog"])
+    assert caught.value.exit_status == RETRY_STATUS
 
 
 def test_a_local_model_expands(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from megavideo.config.schema.captions import EndpointConfig
 from megavideo.encoders.captioner.answer import Answer, Request, to_answer
-from megavideo.errors import ConfigError, DataError, MegavideoError
+from megavideo.errors import ConfigError, DataError, MegavideoError, ServerUnavailable
 
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))  # busy or failing: another attempt may succeed
 _ITS_OWN = 500  # what a server also says to a request that it cannot work on, as a picture its model does not take
@@ -24,6 +24,8 @@ _MOST_FAILED = 8  # such requests in a row, after which it is the server that fa
 _CONNECT_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 60.0
 _SHOWN = 300
+
+_NO_ADDRESS = (http.exceptions.InvalidURL, http.exceptions.MissingSchema, http.exceptions.InvalidSchema)
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +64,10 @@ class EndpointModel:
     def answer(self, requests: Sequence[Request]) -> list[Answer | DataError]:
         """Answers in the order of the requests.
 
-        A request on which the server fails over all attempts has no answer. Raises ConfigError where the server does
-        not know the address, the model or the key, and DataError where it cannot be reached, stays busy, or fails on
-        many requests one after another.
+        A request on which the server fails over all attempts has a ServerUnavailable in place of an answer, and one
+        that it refuses another DataError. Raises ConfigError where the server does not know the address, the model or
+        the key, and ServerUnavailable where it cannot be reached, stays busy, or fails on many requests one after
+        another.
         """
         with ThreadPoolExecutor(min(self._concurrency, len(requests))) as pool:
             waiting = [pool.submit(self._ask, request) for request in requests]
@@ -98,7 +101,7 @@ class EndpointModel:
             return DataError(f"the server's answer is no chat completion: {self._shown(response)}")
 
     def _post(self, content: dict[str, Any]) -> Any:
-        """The server's last word; DataError where it cannot be reached, stays busy, or fails on many requests."""
+        """The server's last word. Raises ServerUnavailable where it stays away or busy, or fails on many requests."""
         reason = ""
         for attempt in range(1, self._attempts + 1):
             wait = self._backoff_seconds * 2 ** (attempt - 1)
@@ -111,6 +114,9 @@ class EndpointModel:
                     return response
                 reason = f"it answers {response.status_code} ({self._shown(response)})"
                 wait = max(wait, _asked_wait(response))
+            except _NO_ADDRESS as error:
+                remedy = "write it as http://HOST:PORT/v1"
+                raise ConfigError(f"{self._place}.url", self._url, f"is no address ({error})", remedy) from error
             except http.exceptions.Timeout:
                 reason = f"it does not answer within {self._timeouts[1]:g} s"
             except http.exceptions.RequestException as error:
@@ -123,7 +129,7 @@ class EndpointModel:
                 self._failed_in_a_row += 1
                 if self._failed_in_a_row < _MOST_FAILED:
                     return response
-        raise DataError(
+        raise ServerUnavailable(
             f"{self._url}: gives no answer in {self._attempts} attempts: {reason}. Remedy: look at the server and run "
             f"the same command again, which goes on from here, or raise {self._place}.attempts"
         )
@@ -140,7 +146,9 @@ class EndpointModel:
             rule = f"the server answers {status}{place} ({said})"
             remedy = f"correct the address, which must go on with /chat/completions, or {self._place}.model"
             return ConfigError(f"{self._place}.url", self._url, rule, remedy)
-        return DataError(f"the server {'fails on' if status >= 500 else 'refuses'} it ({status}: {said})")
+        if status >= 500:
+            return ServerUnavailable(f"the server fails on it ({status}: {said})")
+        return DataError(f"the server refuses it ({status}: {said})")
 
     def _shown(self, response: Any) -> str:
         return self._hidden(" ".join(response.text[: 4 * _SHOWN].split())[:_SHOWN] or "no text")
