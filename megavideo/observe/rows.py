@@ -71,7 +71,8 @@ def drop_rows(path: Path, keep: Callable[[int, Row], bool]) -> None:
     """Rewrite the file without the rows that `keep` refuses and without damaged lines, in one move.
 
     `keep` is asked with the place of a row, from 0, and the row. The file is left untouched where nothing has to go.
-    A run does not end for a line of its record that is lost: a damaged one is logged, a torn last one is not.
+    A run does not end for a line of its record that is lost: a damaged one is logged, a torn last one is not. Raises
+    DataError where the file cannot be rewritten, as on a full disk: it would tell steps twice.
     """
     if not path.exists() or _is_clean(path, keep):
         return
@@ -85,6 +86,11 @@ def drop_rows(path: Path, keep: Callable[[int, Row], bool]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: rows of steps that are made again cannot be dropped ({error.strerror}). Remedy: free space or "
+            "correct the rights, then run the same command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     if damaged:

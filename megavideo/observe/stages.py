@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megavideo.observe.rows import append_row, drop_rows
+from megavideo.observe.rows import drop_rows, record_row
 from megavideo.observe.salvage import salvage_rows
 
 
@@ -34,30 +34,36 @@ class StageRow:
 class StageLog:
     """Appends the beginnings and ends of stages; each is in the file when the call returns.
 
-    A run that continues from step s first drops what was written of later steps: a stage that began after it begins
-    anew, and one that ended after it is under way again.
+    Pages and `status` are drawn from it; where a run stands is told by its checkpoints. So a row that cannot be
+    written, as on a full disk, ends no run: it is logged. A run that continues from step s first drops what was written
+    of later steps: a stage that began after it begins anew, and one that ended after it is under way again.
     """
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         """Write to `path`, keeping what is true after `resume_step` steps."""
         self.path = path
+        self._begun: StageRow | None = None  # the newest of this start, were its row lost
         self.rewind(resume_step)
 
     def begin(self, stage: StageRow) -> None:
         """Append that `stage` begins, or goes on with another layout or length; nothing where that is known."""
-        if replace(stage, last_step=None) not in self.rows():
-            self._append(replace(stage, last_step=None), stage.first_step)
+        self._begun = replace(stage, last_step=None)
+        if self._begun not in self.rows():
+            self._append(self._begun, stage.first_step)
 
     def end(self, last_step: int) -> None:
         """Append that the newest stage ended with `last_step`. Raises ValueError where no stage has begun."""
         rows = self.rows()
-        if not rows:
+        begun = self._begun or (rows[-1] if rows else None)
+        if begun is None:
             raise ValueError(f"{self.path}: no stage has begun that could end")
-        if rows[-1].last_step != last_step:
-            self._append(replace(rows[-1], last_step=last_step), last_step)
+        ended = replace(begun, last_step=last_step)
+        if ended not in rows:
+            self._append(ended, last_step)
 
     def rewind(self, step: int) -> None:
         """Drop what was written of steps after `step`, where a run goes back to a checkpoint."""
+        self._begun = None
         drop_rows(self.path, lambda _, row: row["step"] <= max(step, 0))
 
     def rows(self) -> list[StageRow]:
@@ -65,7 +71,7 @@ class StageLog:
         return merge_stages(salvage_rows(self.path).rows)
 
     def _append(self, stage: StageRow, step: int) -> None:
-        append_row(self.path, {"step": step} | asdict(stage))
+        record_row(self.path, {"step": step} | asdict(stage))
 
 
 def merge_stages(rows: Iterable[Mapping[str, Any]]) -> list[StageRow]:

@@ -148,13 +148,21 @@ class Recorder:
         return sinks
 
     def _list_bad(self, sample_ids: Sequence[str]) -> None:
-        """Keep the ids of samples that gave what is not finite in a file which `guard.exclude` takes as it is."""
+        """Keep the ids of samples that gave what is not finite in a file which `guard.exclude` takes as it is.
+
+        A list that cannot be written ends no run: the same ids are logged, and stand in faults.jsonl.
+        """
         path = self._folder.root / BAD_SAMPLES_FILE
-        known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
-        fresh = [sample_id for sample_id in dict.fromkeys(sample_ids) if sample_id not in known]
+        try:
+            known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+            fresh = [sample_id for sample_id in dict.fromkeys(sample_ids) if sample_id not in known]
+            if fresh:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("".join(f"{sample_id}\n" for sample_id in fresh))
+        except OSError as error:
+            _log.warning("%s could not be written (%s): %s", path, error, ", ".join(sample_ids))
+            return
         if fresh:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{sample_id}\n" for sample_id in fresh))
             _log.warning("%d samples more are listed in %s; guard.exclude=%s leaves them out", len(fresh), path, path)
 
     def _plot(self) -> None:
