@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -17,16 +18,31 @@ from megavideo.errors import ConfigError, DataError
 from megavideo.observe.whole_file import write_file
 
 _CONFIG_NAME = "config.json"
-_HASHED_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 20
+_BLOCKS, _BLOCK_BYTES = 16, 64 << 10
+_LONGEST_HEADER_BYTES = 100 << 20  # that safetensors itself accepts
+_SPREAD = "spread:"  # before a fingerprint that looks at all of a file, unlike those of older datasets
 
 
 @dataclass(frozen=True)
 class PretrainedFolder:
-    """A folder with `config.json` and safetensors weights. `fingerprint` changes with either."""
+    """A folder with `config.json` and safetensors weights.
+
+    `fingerprint` changes with the configuration, with the name, size, names and shapes of tensors of any weight file,
+    and with the tensors themselves as far as a few blocks of each file show them: its first MiB, sixteen of 64 KiB at
+    equal distances, and the last 64 KiB. Training any large part of the weights changes some of these. What is missed
+    is a change that lies wholly between two blocks, as of one small tensor in a file of many gigabytes.
+    """
 
     path: Path
     config: dict[str, Any]
     fingerprint: str
+
+    def is_the_one(self, fingerprint: str) -> bool:
+        """Whether the fingerprint, be it of an older dataset that knows only the first MiB of each file, is of this."""
+        if fingerprint.startswith(_SPREAD):
+            return fingerprint == self.fingerprint
+        return fingerprint == _digest_of(self.path, _head)
 
 
 def open_pretrained(field: str, value: str | None, part: str) -> PretrainedFolder:
@@ -51,12 +67,11 @@ def open_pretrained(field: str, value: str | None, part: str) -> PretrainedFolde
         raise ConfigError(
             field, value, f"its {_CONFIG_NAME} cannot be read ({error})", "give a folder written by save_pretrained"
         ) from error
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
+    if not _weights(path):
         raise ConfigError(
             field, value, "it holds no .safetensors weights", "save them with save_pretrained(safe_serialization=True)"
         )
-    return PretrainedFolder(path, config, _fingerprint(raw, weights))
+    return PretrainedFolder(path, config, _SPREAD + _digest_of(path, _spread))
 
 
 def reopen_pretrained(description: Path, stored: dict[str, Any], part: str) -> PretrainedFolder:
@@ -73,7 +88,7 @@ def reopen_pretrained(description: Path, stored: dict[str, Any], part: str) -> P
     except ConfigError as error:
         rule = f"the weights it refers to are not usable at {stored['path']} ({error.rule})"
         raise DataError(f"{description}: {rule}. {remedy}") from error
-    if folder.fingerprint != stored["fingerprint"]:
+    if not folder.is_the_one(stored["fingerprint"]):
         rule = f"{folder.path} holds other weights than those the dataset was encoded with"
         raise DataError(f"{description}: {rule}. {remedy}")
     return folder
@@ -86,7 +101,7 @@ def move_pretrained(description: Path, field: str, value: str, part: str) -> Non
     """
     folder = open_pretrained(field, value, part)
     stored = json.loads(description.read_bytes())
-    if folder.fingerprint != stored["fingerprint"]:
+    if not folder.is_the_one(stored["fingerprint"]):
         rule = "it holds other weights than those that the dataset was begun with"
         raise ConfigError(field, value, rule, "give the folder of the right ones, or another out=")
     write_file(description, json.dumps(stored | {"path": str(folder.path)}, indent=2).encode())
@@ -97,11 +112,33 @@ def compute_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _fingerprint(config: bytes, weights: list[Path]) -> str:
-    """A hash of the configuration and of each weight file's name, size and first MiB (its header among it)."""
-    digest = hashlib.sha256(config)
-    for path in weights:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _digest_of(folder: Path, shown: Callable[[BinaryIO, int], Iterator[bytes]]) -> str:
+    """A hash of the configuration, and of each weight file's name, size, and what is `shown` of it."""
+    digest = hashlib.sha256((folder / _CONFIG_NAME).read_bytes())
+    for path in _weights(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_HASHED_BYTES))
+            for block in shown(file, size):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def _head(file: BinaryIO, size: int) -> Iterator[bytes]:
+    yield file.read(_HEAD_BYTES)
+
+
+def _spread(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The head, the header whole where that is longer, and blocks over the rest of which the last one ends the file."""
+    header = 8 + min(int.from_bytes(file.read(8), "little"), _LONGEST_HEADER_BYTES)
+    begin = max(_HEAD_BYTES, header)
+    file.seek(0)
+    yield file.read(begin)
+    last = size - _BLOCK_BYTES
+    for number in range(_BLOCKS + 1):
+        file.seek(max(begin, begin + (last - begin) * number // _BLOCKS))
+        yield file.read(_BLOCK_BYTES)

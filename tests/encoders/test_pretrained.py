@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
 from megavideo.encoders.folder import build_autoencoder, build_text_encoder, load_encoders, save_encoders
+from megavideo.encoders.pretrained import open_pretrained, reopen_pretrained
 from megavideo.encoders.text.transformers_text import TransformersTextEncoder, build_transformers_text
 from megavideo.encoders.video.loaded import LoadedAutoencoder, build_loaded
 from megavideo.errors import ConfigError, DataError
@@ -71,6 +75,48 @@ def test_pipeline_folders_are_found(wan_folder: Path, text_folder: Path, tmp_pat
         shutil.copy(path, tmp_path / part / path.name)
     assert build_loaded("wan", str(tmp_path), "fp32", lambda count: [clip(0)]).latent_channels == 8
     assert build_transformers_text(str(tmp_path), 16).dim == 32
+
+
+def _folder_of(place: Path) -> Path:
+    """A folder with one file of two tensors, of 2 and 6 MiB."""
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    save_file({"early": torch.arange(2.0**19), "late": torch.arange(1.5 * 2**20)}, place / "model.safetensors")
+    return place
+
+
+def _fingerprint_of(folder: Path) -> str:
+    return open_pretrained("path", str(folder), "vae").fingerprint
+
+
+def test_a_fine_tune_with_frozen_early_tensors_is_another_model(tmp_path: Path) -> None:
+    folder = _folder_of(tmp_path / "model")
+    before = _fingerprint_of(folder)
+    assert _fingerprint_of(folder) == before
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["late"] += 1e-3 * tensors["late"].abs().max()
+    save_file(tensors, path)
+    assert _fingerprint_of(folder) != before
+    before = _fingerprint_of(folder)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    assert _fingerprint_of(folder) != before
+
+
+def test_an_older_dataset_finds_its_weights_again(tmp_path: Path) -> None:
+    folder = _folder_of(tmp_path / "model")
+    path = folder / "model.safetensors"
+    digest = hashlib.sha256(b"{}" + f"model.safetensors\0{path.stat().st_size}\0".encode())
+    digest.update(path.read_bytes()[: 1 << 20])
+    stored = {"path": str(folder), "fingerprint": digest.hexdigest()}
+    assert reopen_pretrained(tmp_path / "wan.json", stored, "vae").path == folder
+    with path.open("r+b") as file:
+        file.seek((1 << 20) - 1)
+        file.write(b"\xff")
+    with pytest.raises(DataError, match="other weights"):
+        reopen_pretrained(tmp_path / "wan.json", stored, "vae")
 
 
 @pytest.mark.parametrize("kind", ["t5", "umt5"])
