@@ -25,8 +25,9 @@ GOOD, UNVERIFIED, DAMAGED_STATE = "good", "unverified", "damaged"
 class Row:
     """One checkpoint. `age_seconds` is None where a store does not tell.
 
-    `state` is `good` (every file has its hash), `unverified` (all are there, in full size) or `damaged`, with the
-    `faults`, which name the files. `kept_because` are reasons by the settings that the run was last saved with.
+    `state` is `good` (every file has its hash), `unverified` (all are there, and in a folder in full size; a store is
+    not asked for sizes) or `damaged`, with the `faults`, which name the files. `kept_because` are reasons by the
+    settings that the run was last saved with.
     """
 
     name: str
@@ -75,10 +76,13 @@ class Shelf:
         return [name for name in self.place.names() if self._only in (None, name)]
 
     def age_seconds(self, name: str) -> float | None:
-        """Since it was finished."""
+        """Since it was finished; None where a store does not tell, or where it was removed meanwhile."""
         if not isinstance(self._source, Path):
             return None
-        return time.time() - (self._source / name / MANIFEST).stat().st_mtime
+        try:
+            return time.time() - (self._source / name / MANIFEST).stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     def fault(self, name: str, file: FileEntry, *, hashes: bool) -> str | None:
         """What is wrong with a file, by its size or also by its hash. Of a store a file is downloaded for its hash."""
@@ -98,7 +102,10 @@ class Shelf:
 
 
 def survey(shelf: Shelf, *, hashes: bool) -> Survey:
-    """Every checkpoint of a shelf; with `hashes` each file is read. Raises CheckpointError where there is none."""
+    """Every checkpoint of a shelf; with `hashes` each file is read. One that a run removes meanwhile is left out.
+
+    Raises CheckpointError where there is none.
+    """
     if not shelf.names():
         raise CheckpointError(f"{shelf.address}: no such checkpoint. Remedy: give a run, or one of its checkpoints")
     manifests: dict[str, Manifest] = {}
@@ -110,6 +117,9 @@ def survey(shelf: Shelf, *, hashes: bool) -> Survey:
             rows[name] = Row(
                 name, None, "", "", 0, 0, shelf.age_seconds(name), None, (), DAMAGED_STATE, (str(error),)
             )  # fmt: skip
+        except MegavideoError:
+            if name in shelf.names():
+                raise
     reasons = _reasons(list(manifests.values()))
     for name, manifest in manifests.items():
         faults = tuple(_faults(shelf, name, manifest, hashes=hashes))
@@ -119,7 +129,8 @@ def survey(shelf: Shelf, *, hashes: bool) -> Survey:
             manifest.size_bytes, shelf.age_seconds(name), manifest.validation_loss,
             reasons.get(Summary.of(manifest).name, ()), state, faults,
         )  # fmt: skip
-    return Survey(shelf.address, tuple(rows[name] for name in sorted(rows)))
+    there = set(shelf.names())  # whoever removes one takes its name away first, so no fault of these comes from that
+    return Survey(shelf.address, tuple(rows[name] for name in sorted(rows) if name in there))
 
 
 def retention_settings(config: str) -> CheckpointConfig:

@@ -13,11 +13,13 @@ import pytest
 
 from megavideo.checkpoint.manifest import Header
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
+from megavideo.checkpoint.survey import Shelf, survey
 from megavideo.cli.output import to_json
 from megavideo.cli.verbs.checkpoint import VERB
 from megavideo.config.load import load
 from megavideo.config.schema.checkpoint import CheckpointConfig
 from megavideo.config.schema.checkpoint_verb import CheckpointVerbRun
+from megavideo.data.storage.local import LocalStorage
 from megavideo.data.storage.open import open_storage
 from megavideo.errors import CheckpointError, ConfigError
 from tests.checkpoint.states import SHAPES, check, fragments, whole
@@ -146,6 +148,29 @@ def test_checkpoints_in_a_store(run: Path, s3_bucket: str, tmp_path: Path) -> No
     assert failed and f"FAULT: {uri}/step_00000002/{FILE}: damaged: its xxh64" in text
     _, found, failed = told(call("ls", uri))
     assert failed and [row["state"] for row in found["checkpoints"]] == ["damaged", "unverified", "unverified"]
+
+
+@pytest.mark.parametrize("moment", ["manifest", "age_seconds", "fault"])
+@pytest.mark.parametrize("in_store", [False, True])
+def test_one_that_is_removed_while_it_is_looked_at_is_left_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, in_store: bool
+) -> None:
+    shelf = Shelf(run / "checkpoints")
+    if in_store:
+        shutil.copytree(run / "checkpoints", tmp_path / "store")
+        shelf = Shelf(LocalStorage(tmp_path / "store"))
+    looked_at = shelf.place if moment == "manifest" else shelf
+    look = getattr(looked_at, moment)
+
+    def removed_before(name: str, *given: Any, **more: Any) -> Any:
+        if name == "step_00000001" and name in shelf.names():
+            shelf.place.remove(name)
+        return look(name, *given, **more)
+
+    monkeypatch.setattr(looked_at, moment, removed_before)
+    found = survey(shelf, hashes=False)
+    assert [(row.step, row.state) for row in found.checkpoints] == [(2, "unverified"), (3, "unverified")]
+    assert found.faults == ()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from megavideo.config.schema.field import setting
 class CheckpointVerbRun:
     """How `megavideo checkpoint` looks at checkpoints, or writes one anew.
 
-    `hashes` lets `ls` read every file, so that it says more than that all are there in full size. `reshard` writes the
-    checkpoint into the folder `out`, in `ranks` files of about the same size.
+    `hashes` lets `ls` read every file, so that it says more than that all are there, and in a folder in full size.
+    `reshard` writes the checkpoint into the folder `out`, in `ranks` files of about the same size.
     """
 
     hashes: bool = False
