@@ -160,7 +160,10 @@ def _clips_of(files: dict[str, int], frames: int = 9) -> list[PlannedClip]:
     """So many clips of each file."""
     return [
         PlannedClip(
-            ClipRow(f"{file}#{number}", file, frames, 8.0, 64, 64, 1.0, False, "a film", start=number * frames),
+            ClipRow(
+                frames, 8.0, 64, 64, 1.0, False, clip_id=f"{file}#{number}", file=file, caption="a film",
+                start=number * frames,
+            ),
             Path(file), FrameWindow(0, frames), FrameSize(64, 64, (0, 0, 64, 64)),
         )
         for file, count in files.items()

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from megavideo.config.schema.clip_filters import FiltersConfig
 from megavideo.config.schema.prepare import IngestRun
 from megavideo.config.texts import Share
-from megavideo.data.ingest import IngestReport, ingest
+from megavideo.data.ingest import ClipRow, IngestReport, ingest, read_clip_list
 from megavideo.data.ingest.examine import Recipe, examine
 from megavideo.data.ingest.part import Part, part_path, read_part
 from megavideo.data.ingest.share import find_share, is_in_share
@@ -131,6 +132,42 @@ def test_only_what_changed_is_read_again(clips: Path, tmp_path: Path) -> None:
     run(clips, out, filters=FiltersConfig(max_seconds=0.5))
     # The part of the file that is gone stays as it is.
     assert times(out).items() & now.items() == {(gone, now[gone])}
+
+
+def test_new_content_of_equal_size_and_time_is_read_again(clips: Path, tmp_path: Path) -> None:
+    out, path = tmp_path / "out", clips / "picture.bmp"
+    captions = (clips / "captions.jsonl").read_text()
+
+    def draw(seed: int) -> os.stat_result:
+        Image.fromarray(texture(seed, 1, 400, 500)[0]).save(path)
+        os.utime(path, ns=(10**18, 10**18))
+        return path.stat()
+
+    def row() -> ClipRow:
+        (found,) = (row for row in read_clip_list(out).rows if row.file == path.name)
+        return found
+
+    before = draw(70)
+    (clips / "captions.jsonl").write_text(captions + '{"file": "picture.bmp", "caption": "a texture"}\n')
+    run(clips, out)
+    first, parts = row(), times(out)
+    after = draw(71)
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns) and after.st_size > 3 << 16
+    run(clips, out, shard="0/1")
+    changed = {name for name, when in times(out).items() if parts.get(name) != when}
+    assert changed == {part_path(out, path.name).name}
+    assert row().clip_id != first.clip_id and row().content != first.content
+    # What lies between the blocks of the mark is known by the time of change, and gives another id as well.
+    second, data = row(), bytearray(path.read_bytes())
+    data[len(data) // 4 : len(data) // 4 + 30_000] = bytes(30_000)
+    path.write_bytes(data)
+    run(clips, out)
+    assert row().content == second.content and row().clip_id not in (first.clip_id, second.clip_id)
+    # The same content has the same id wherever it is read.
+    draw(70)
+    run(clips, tmp_path / "elsewhere", workers=2)
+    listed_there = {row.file: row.clip_id for row in read_clip_list(tmp_path / "elsewhere").rows}
+    assert listed_there[path.name] == first.clip_id
 
 
 def test_a_damaged_part_is_made_anew(clips: Path, tmp_path: Path) -> None:

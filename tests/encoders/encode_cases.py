@@ -42,7 +42,8 @@ def write_list(folder: Path, film: Path, numbers: Iterable[int]) -> Path:
         long, short = WeightedCaption(f"a long text of clip {number}", 3.0), WeightedCaption(f"clip {number}", 1.0)
         rows.append(
             ClipRow(
-                f"clip-{number:03d}", film.name, _FRAMES, 8.0, _SIDE, _SIDE, 1.0, False, long.text, start, start / 8.0,
+                _FRAMES, 8.0, _SIDE, _SIDE, 1.0, False, clip_id=f"clip-{number:03d}", file=film.name, caption=long.text,
+                start=start, start_seconds=start / 8.0,
                 scores={"motion": float(number)}, captions=(long, short) if number % 3 == 0 else (),
             )
         )  # fmt: skip

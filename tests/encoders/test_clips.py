@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,11 @@ def test_a_file_that_shrank_is_told(film: tuple[Path, np.ndarray]) -> None:
     clips = read_clip_list(folder)
     write_clip(clips.root / "film.mp4", frames[:, BAR : BAR + 48, :64], fps=25)
     planned, _ = plan_clips(clips, LIMITS, 4, 8)
-    with pytest.raises(DataError, match=r"has changed since it was ingested.*run ingest again"):
+    with pytest.raises(DataError, match=r"film\.mp4: has changed since it was ingested.*run ingest again"):
         read_clip(planned[0])
+    unmarked = replace(planned[0], row=replace(planned[0].row, content=""))
+    with pytest.raises(DataError, match=r"does not hold the crop.*has changed since it was ingested"):
+        read_clip(unmarked)
 
 
 class _SmallMachine(PcaAutoencoder):

@@ -62,9 +62,9 @@ def recipe_of(cfg: IngestRun) -> Recipe:
 def examine(path: Path, file: str, recipe: Recipe) -> Part:
     """Measure one input; its fault is part of the outcome. Raises ConfigError for an own score that is not there."""
     scores = build_scores(recipe.own_paths)
-    identity = Identity(0, 0, "")
+    identity = Identity()
     try:
-        identity = identify(path, with_digest=True)
+        identity = identify(path)
         media, sought, pieces = _image(path, scores) if is_image(path) else _video(path, recipe, scores)
     except OwnScoreError as error:
         return Part(file, recipe.key, identity, None, False, (), OWN_SCORE, str(error))

@@ -63,8 +63,8 @@ def merge(parts: Iterable[Part], root: Path, captions: Captions, filters: Filter
 
 
 def clip_id(part: Part, media: MediaInfo, piece: Piece) -> str:
-    """The name of a clip for good: of its file's name and size, and of its window where that is not the whole file."""
-    identity = f"{part.file}\0{part.identity.size_bytes}"
+    """The name of a clip for good: of its file's name and content, and of its window if that is not the whole file."""
+    identity = f"{part.file}\0{part.identity.digest}"
     if (piece.start, piece.frames) != (0, media.frames):
         identity += f"\0{piece.start}\0{piece.frames}"
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -78,6 +78,7 @@ def _row(part: Part, media: MediaInfo, piece: Piece, captions: tuple[WeightedCap
     return ClipRow(
         clip_id=clip_id(part, media, piece),
         file=part.file,
+        content=part.identity.mark,
         frames=piece.frames,
         fps=piece.fps,
         width=width,

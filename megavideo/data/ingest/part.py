@@ -1,8 +1,8 @@
 """What was found in one input, kept as one small JSON file that is written whole or not at all.
 
 A part lies under a name made of its input's, and tells of which content and which settings it is the outcome. It is
-used again as long as the input's size and time of change, or else its content, and the settings are the same. It holds
-measurements only: thresholds and captions are applied later, so that changing them needs no decoding.
+used again as long as the settings are the same, and the input's time of change and mark, or else its whole content. It
+holds measurements only: thresholds and captions are applied later, so that changing them needs no decoding.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from megavideo.data.clips.content import content_mark
 from megavideo.data.clips.media import MediaInfo
 from megavideo.observe.whole_file import write_file
 
@@ -26,7 +27,7 @@ OWN_SCORE = "own score"
 CRASHED = "crashed"
 # Faults that another try may not meet.
 PASSING_FAULTS = frozenset((UNREACHABLE, OWN_SCORE, CRASHED))
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK_BYTES = 1 << 20
 
 Box = tuple[int, int, int, int]
@@ -53,11 +54,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which content an input had: size, time of change in nanoseconds, and hash (empty while it is not known)."""
+    """Which content an input had: its mark, time of change in nanoseconds, and the hash of all of it.
 
-    size_bytes: int
-    mtime_ns: int
-    digest: str
+    All are empty where the input could not be read.
+    """
+
+    mark: str = ""
+    mtime_ns: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,10 @@ def part_path(out: Path, file: str) -> Path:
     return out / PARTS_FOLDER / name[:2] / f"{name[:32]}.json"
 
 
-def identify(path: Path, with_digest: bool) -> Identity:
-    """The identity of a file; OSError where it cannot be read."""
-    state = os.stat(path)
-    return Identity(state.st_size, state.st_mtime_ns, _digest(path) if with_digest else "")
+def identify(path: Path) -> Identity:
+    """The identity of a file, which is read from end to end; OSError where it cannot be."""
+    mtime_ns = os.stat(path).st_mtime_ns  # first: a change meanwhile is then seen by the next run
+    return Identity(content_mark(path), mtime_ns, _digest(path))
 
 
 def write_part(out: Path, part: Part) -> None:
@@ -109,7 +113,8 @@ def read_part(out: Path, file: str) -> Part | None:
 def current_part(out: Path, path: Path, file: str, recipe: str) -> Part | None:
     """The part of an input if it is still true: made with this recipe, and of the content that the file has now.
 
-    A file that was touched or copied and not changed keeps its part, which is then written with the new time.
+    New content is noticed by its size and blocks even where the time of change was kept, and by its time anywhere in the
+    file. One that was touched or copied and not changed keeps its part, which is then written with the new time.
     """
     part = read_part(out, file)
     if part is None or part.recipe != recipe:
@@ -117,11 +122,13 @@ def current_part(out: Path, path: Path, file: str, recipe: str) -> Part | None:
     if part.fault == UNREACHABLE:
         return part
     try:
-        now = identify(path, with_digest=False)
-        if (now.size_bytes, now.mtime_ns) != (part.identity.size_bytes, part.identity.mtime_ns):
-            if now.size_bytes != part.identity.size_bytes or _digest(path) != part.identity.digest:
+        mtime_ns = os.stat(path).st_mtime_ns
+        if content_mark(path) != part.identity.mark:
+            return None
+        if mtime_ns != part.identity.mtime_ns:
+            if _digest(path) != part.identity.digest:
                 return None
-            part = replace(part, identity=replace(now, digest=part.identity.digest))
+            part = replace(part, identity=replace(part.identity, mtime_ns=mtime_ns))
             write_part(out, part)
     except OSError:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megavideo.data.clips.captions import WeightedCaption
-from megavideo.data.clips.media import Anchor
+from megavideo.data.clips.media import Anchor, MediaInfo
 from megavideo.errors import DataError
 
 CLIPS_NAME = "clips.jsonl"
@@ -16,26 +16,21 @@ ROOT_NAME = "ingest.json"
 _FORMAT = 2
 
 
-@dataclass(frozen=True)
-class ClipRow:
+@dataclass(frozen=True, kw_only=True)
+class ClipRow(MediaInfo):
     """One usable clip: a window of frames of a file, and the part of the picture that is not letterbox.
 
-    `file` is relative to the clips' root. The window begins at frame `start`, whose exact time is `start_seconds` (None
-    where the clock of the file cannot be sought), and has `frames` frames at a real average of `fps`. `crop` is left,
-    top, right and bottom in upright pixels of the file, None for the whole picture; `width` and `height` are the sizes
-    after it. `scores` are the filters' values. `caption` is the heaviest of its `captions`, which are
-    empty where it has only one.
+    Frames, rate and sizes are those of the window and of what is left of the picture. `file` is relative to the clips'
+    root, and `content` the mark of what it held when it was ingested (empty where it is not known). The window begins
+    at frame `start`, whose exact time is `start_seconds` (None where the clock of the file cannot be sought). `crop` is
+    left, top, right and bottom in upright pixels of the file, None for the whole picture. `scores` are the filters'
+    values. `caption` is the heaviest of its `captions`, which are empty where it has only one.
     """
 
     clip_id: str
     file: str
-    frames: int
-    fps: float
-    width: int
-    height: int
-    pixel_aspect: float
-    is_image: bool
     caption: str
+    content: str = ""
     start: int = 0
     start_seconds: float | None = None
     crop: tuple[int, int, int, int] | None = None

@@ -79,9 +79,9 @@ def _record_deadly(job: Job) -> None:
 
 def _crashed(job: Job, reason: str) -> Part:
     try:
-        identity = identify(job.path, with_digest=True)
+        identity = identify(job.path)
     except OSError:
-        identity = Identity(0, 0, "")
+        identity = Identity()
     return Part(job.file, job.recipe.key, identity, None, False, (), CRASHED, reason)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megavideo.data.clips.content import content_mark
 from megavideo.data.clips.media import iter_frames
 from megavideo.data.clips.resize import FrameSize, FrameWindow, fit_size, fit_window, resize_frames
 from megavideo.data.dataset.dataset import DroppedClip
@@ -74,10 +75,20 @@ def read_clip(clip: PlannedClip) -> torch.Tensor:
     Raises DataError where the file is gone, damaged or another one than was ingested.
     """
     row = clip.row
+    _check_content(clip)
     frames = iter_frames(clip.path, row.start + clip.window.start, clip.window.count, row.anchor)
     if row.crop is not None:
         frames = (_cropped(frame, clip, row.crop) for frame in frames)
     return torch.from_numpy(np.ascontiguousarray(resize_frames(frames, clip.size)))
+
+
+def _check_content(clip: PlannedClip) -> None:
+    try:
+        same = not clip.row.content or content_mark(clip.path) == clip.row.content
+    except OSError as error:
+        raise DataError(f"{clip.path}: cannot be read ({error.strerror})") from error
+    if not same:
+        raise DataError(f"{clip.path}: has changed since it was ingested. Remedy: run ingest again")
 
 
 def _cropped(frame: np.ndarray, clip: PlannedClip, crop: tuple[int, int, int, int]) -> np.ndarray:
