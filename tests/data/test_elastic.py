@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from megavideo.data.plan.packing import PackLimits
-from megavideo.data.plan.step_plan import PlanSettings, StepPlan, rank_share
+from megavideo.data.plan.step_plan import PlanSettings, rank_share
+from megavideo.testing.plan import plan_of
 from megavideo.types import Grid, SampleInfo
 
 CHANGES = 20
@@ -33,7 +34,7 @@ class Job:
 
     def __init__(self, infos: list[SampleInfo], settings: PlanSettings, dp: int, workers: int) -> None:
         self._dp, self._workers = dp, max(1, workers)
-        fresh = StepPlan(infos, settings)
+        fresh = plan_of(infos, settings)
         self._plans = [[copy.deepcopy(fresh) for _ in range(self._workers)] for _ in range(dp)]
 
     def run(self, begin: int, end: int, made_ahead: int) -> dict[int, Visits]:
@@ -62,7 +63,7 @@ def test_twenty_changes_over_three_epochs(
     draw = random.Random(packs_per_step)
     infos = samples(count, packs_per_step)
     settings = PlanSettings((1, 2, 2), PackLimits(192, 400, 60), packs_per_step, seed=3, weights=weights)
-    whole = StepPlan(infos, settings)
+    whole = plan_of(infos, settings)
     epochs = 3 if whole.passes_per_cycle < 3 else whole.passes_per_cycle
     steps = -(-whole.packs_per_cycle * epochs // whole.passes_per_cycle // packs_per_step)
     expected = {

@@ -15,8 +15,9 @@ import pytest
 from megavideo.data.plan.packing import PackLimits
 from megavideo.data.plan.recipe import _ITEMS
 from megavideo.data.plan.step_plan import Pack, PlanSettings, StepPlan, rank_share
-from megavideo.data.table.sample_table import SampleTable, make_table
+from megavideo.data.table.sample_table import SampleTable, check_sources, make_table
 from megavideo.errors import DataError
+from megavideo.testing.plan import plan_of
 from megavideo.types import Grid, PackSegment, SampleInfo
 
 LIMITS = PackLimits(64, 48, 5)
@@ -35,7 +36,7 @@ def settings(packs_per_step: int = 4, **given: Any) -> PlanSettings:
 
 
 def make_plan(count: int = 137, packs_per_step: int = 4, **given: Any) -> StepPlan:
-    return StepPlan(samples(count), settings(packs_per_step, **given))
+    return plan_of(samples(count), settings(packs_per_step, **given))
 
 
 def cycle_segments(plan: StepPlan, packs_per_step: int = 1) -> list[PackSegment]:
@@ -67,7 +68,7 @@ def test_plans_of_runs_that_are_under_way_stay_as_they_are(
                    draw.randint(1, 20), 8.0, "", draw.choice(("web/x", "film/y")))
         for i in range(count)
     ]  # fmt: skip
-    plan = StepPlan(infos, settings(8, limits=PackLimits(192, 400, 60), seed=3, weights=weights))
+    plan = plan_of(infos, settings(8, limits=PackLimits(192, 400, 60), seed=3, weights=weights))
     found = hashlib.sha256()
     for step in (0, 1, 7, 40, 333, 5000):
         for pack in plan.step(step):
@@ -115,7 +116,7 @@ def test_no_sample_runs_ahead_of_the_others() -> None:
 
 def test_ten_clips_fill_packs_with_consecutive_visits() -> None:
     clips = [SampleInfo(f"c{i}", i, Grid(1 + i % 3, 4, 2 + 2 * (i // 5)), 3, 8.0, "", "") for i in range(10)]
-    plan = StepPlan(clips, settings(8, limits=PackLimits(256, 1000, 256)))
+    plan = plan_of(clips, settings(8, limits=PackLimits(256, 1000, 256)))
     for step in range(40):
         packs = plan.step(step)
         assert len(packs) == 8
@@ -148,8 +149,7 @@ def test_a_step_is_pure() -> None:
     assert make_plan().step(69) == expected[69]
     assert make_plan(seed=1).step(0) != expected[0]
     assert make_plan(stage=1).step(0) != expected[0]
-    table = make_table(reversed(samples(137)))  # the order of the manifest's lines does not matter
-    assert StepPlan(table, settings()).step(5) == expected[5]
+    assert plan_of(reversed(samples(137)), settings()).step(5) == expected[5]  # the order of the lines does not matter
 
 
 def test_a_stage_begins_at_a_step_and_a_visit() -> None:
@@ -234,7 +234,7 @@ def test_steps_are_full_and_ranks_cost_alike() -> None:
     sides = 2 * np.rint(np.exp(rng.uniform(np.log(16), np.log(32), (9000, 2)))).astype(int)
     sizes = np.column_stack([rng.integers(2, 18, 9000), sides]).tolist()
     clips = [SampleInfo(f"s{i}", i, Grid(*size), 20 + i % 200, 8.0, "", "") for i, size in enumerate(sizes)]
-    plan = StepPlan(clips, settings(8, limits=PackLimits(75_600, 16_384, 16_384)))
+    plan = plan_of(clips, settings(8, limits=PackLimits(75_600, 16_384, 16_384)))
     steps = [plan.step(step) for step in range(plan.packs_per_cycle // 8)]
     cost = np.array([[sum(n + 7.4e-5 * n * n for n in map(tokens_of, pack)) for pack in step] for step in steps])
     assert (cost.mean(axis=1) / cost.max(axis=1)).mean() > 0.98
@@ -259,7 +259,7 @@ def tokens_of(segment: PackSegment) -> int:
 def test_weights_of_sources(weights: Mapping[str, float], visits: tuple[int, int, int]) -> None:
     """Videos of sources a, b and c: how often each is seen, and images 3 times as often where that is said."""
     grids = (Grid(2, 4, 4), Grid(3, 4, 4), Grid(1, 8, 4), Grid(2, 8, 4))
-    plan = StepPlan(samples(240, grids, ("a/x", "b/y", "c/z")), settings(1, weights=weights))
+    plan = plan_of(samples(240, grids, ("a/x", "b/y", "c/z")), settings(1, weights=weights))
     seen = visit_counts(plan)
     whole = plan.passes_per_cycle // max(max(visits), 3 if "image" in weights else 1)
     for index in range(240):
@@ -274,7 +274,7 @@ def test_weights_of_sources(weights: Mapping[str, float], visits: tuple[int, int
 
 
 def test_weights_hold_within_a_cycle() -> None:
-    plan = StepPlan(samples(90, sources=("a", "b")), settings(1, weights={"a": 0.25}))
+    plan = plan_of(samples(90, sources=("a", "b")), settings(1, weights={"a": 0.25}))
     half = [s for step in range(plan.packs_per_cycle // 2) for pack in plan.step(step) for s in pack]
     share = sum(s.index % 2 == 0 for s in half) / len(half)
     assert share == pytest.approx(0.2, abs=0.01)
@@ -283,19 +283,19 @@ def test_weights_hold_within_a_cycle() -> None:
 @pytest.mark.parametrize("weights", [{"a": 1200.0}, {"a": 0.0008}, {"a": 3000.0, "b": 0.5}])
 def test_weights_that_would_count_for_more_than_they_say(weights: Mapping[str, float]) -> None:
     with pytest.raises(DataError, match=r"data\.sources: weights from .* are more than 1000 times apart\. Remedy"):
-        StepPlan(samples(90, sources=("a", "b")), settings(1, weights=weights))
-    StepPlan(samples(90, sources=("a", "b")), settings(1, weights={"a": 1000.0}))  # as far as it goes
+        plan_of(samples(90, sources=("a", "b")), settings(1, weights=weights))
+    plan_of(samples(90, sources=("a", "b")), settings(1, weights={"a": 1000.0}))  # as far as it goes
 
 
 def test_a_source_that_no_sample_has() -> None:
     with pytest.raises(DataError, match=r"data.sources: no sample is of film, image\. .*Remedy"):
-        StepPlan(samples(20, (Grid(2, 4, 4),)), settings(weights={"file": 2, "film": 1, "image": 1}))
+        check_sources(make_table(samples(20, (Grid(2, 4, 4),)), ("file", "film", "image")))
 
 
 def test_what_fits_no_pack_is_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     many = [*samples(20), SampleInfo("long", 20, Grid(9, 16, 16), 3, 8.0, "", ""),
             SampleInfo("wordy", 21, Grid(1, 4, 4), 49, 8.0, "", "")]  # fmt: skip
-    plan = StepPlan(many, settings(2))
+    plan = plan_of(many, settings(2))
     found = {d.sample_id: d.reason for d in plan.dropped.first}
     assert plan.dropped.count == 2
     assert found.keys() == {"long", "wordy"}
@@ -307,9 +307,9 @@ def test_what_fits_no_pack_is_named_and_left_out(caplog: pytest.LogCaptureFixtur
 
 def test_none_fits() -> None:
     with pytest.raises(DataError, match=r"none of the 20 samples fits .*tokens_per_pack=3 .*Remedy"):
-        StepPlan(samples(20, (Grid(1, 4, 4),)), settings(limits=PackLimits(3, 48, 5)))
+        plan_of(samples(20, (Grid(1, 4, 4),)), settings(limits=PackLimits(3, 48, 5)))
     with pytest.raises(DataError, match="leaves out all 20 samples"):
-        StepPlan(samples(20), settings(weights={"file": 0}))
+        plan_of(samples(20), settings(weights={"file": 0}))
 
 
 def test_a_billion_samples_at_once() -> None:

@@ -8,19 +8,22 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from megavideo.data.dataset.dataset import open_dataset
 from megavideo.data.plan.packing import PackLimits
-from megavideo.data.plan.step_plan import PlanSettings, StepPlan
+from megavideo.data.plan.step_plan import PlanSettings
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.shards import ShardReader
 from megavideo.encoders.encode import pool as encode_pool
 from megavideo.encoders.encode.run import encode
 from megavideo.encoders.encode.staging import staging_folder
 from megavideo.errors import ConfigError, DataError
+from megavideo.testing.plan import plan_of
+from megavideo.types import SampleInfo
 from tests.data.test_dataset import write_format_1
 from tests.encoders.encode_cases import PCA, samples_in_shards, settings, tree, write_film, write_list
 
@@ -73,9 +76,9 @@ def test_clips_that_come_later_make_a_version(clips: Path, film: Path, tmp_path:
     assert readers[0].read(7).latent.equal(readers[1].read(7).latent)
 
 
-def _steps(samples: object) -> list[object]:
+def _steps(samples: Iterable[SampleInfo]) -> list[object]:
     limits = PackLimits(512, 128, 64, 1)
-    plan = StepPlan(samples, PlanSettings((1, 2, 2), limits, 2, 7))  # type: ignore[arg-type]
+    plan = plan_of(samples, PlanSettings((1, 2, 2), limits, 2, 7))
     return [plan.step(step) for step in range(4)]
 
 

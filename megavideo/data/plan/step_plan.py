@@ -21,9 +21,9 @@ from megavideo.data.plan.balance import shares
 from megavideo.data.plan.packing import PackLimits
 from megavideo.data.plan.recipe import make_recipe
 from megavideo.data.plan.size_classes import DroppedSamples, make_classes
-from megavideo.data.table.sample_table import SampleTable, check_sources, make_table
+from megavideo.data.table.sample_table import SampleTable
 from megavideo.errors import DataError
-from megavideo.types import PackSegment, SampleInfo
+from megavideo.types import PackSegment
 
 _MAX_NAMED = 5
 _KEPT_ROUNDS = 3  # a step may lie in two, and the next one is made ahead
@@ -88,14 +88,10 @@ class StepPlan:
     follow each other without a gap, and where the data is small, what fills no pack goes into the first of the next.
     """
 
-    def __init__(self, samples: Sequence[SampleInfo] | SampleTable, settings: PlanSettings) -> None:
+    def __init__(self, table: SampleTable, settings: PlanSettings) -> None:
+        """Plan the rows of `table`. Raises DataError where it was made for other sources, or nothing fits a pack."""
         weights = dict(settings.weights or {})
-        if isinstance(samples, SampleTable):
-            table = samples
-            _check_groups(table, weights)
-        else:
-            table = make_table(samples, tuple(weights))
-            check_sources(table)
+        _check_groups(table, weights)
         classes, self.dropped = make_classes(table, settings.patch, settings.limits, (*weights.values(), 1.0))
         _tell_dropped(self.dropped, len(table))
         if classes is None:
