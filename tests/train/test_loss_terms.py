@@ -148,9 +148,15 @@ def make_labels(
     return pack, target, term_labels(pack, pack, grids, build_objective(config), config.terms.max_level, windows)
 
 
+def made(*given: Any) -> LossTerms:
+    terms = build_loss_terms(*given)
+    assert terms is not None
+    return terms
+
+
 def test_a_perfect_prediction_has_no_terms() -> None:
     _, target, labels = make_labels([Grid(3, 2, 2), Grid(1, 2, 2)], 16, SPEC.diffusion, [300.0, 400.0])
-    terms = LossTerms(SPEC.diffusion.terms, (1, 2, 2), ALONE, NO_GROUPS, parity_autoencoder(SPEC).decode_for_loss, CPU)
+    terms = made(SPEC.diffusion.terms, (1, 2, 2), ALONE, NO_GROUPS, parity_autoencoder(SPEC).decode_for_loss, CPU)
     assert list(terms.weights) == list(SPEC.loss_terms)
     assert terms(target, target, labels.tensors()).tolist() == [0.0, 0.0, 0.0]
     assert bool((terms(target + 0.1 * torch.randn_like(target), target, labels.tensors())[:2] > 0).all())
@@ -169,7 +175,7 @@ def test_the_perceptual_gradient_is_its_slope_along_any_line(tmp_path: Path, kin
     config = replace(config, terms=replace(config.terms, max_level=1.0))
     _, target, labels = make_labels([Grid(3, 2, 2)], 4 * autoencoder.latent_channels, config, [500.0])
     assert labels.windows.tolist() == [[0, 3, 2, 2]]
-    terms = LossTerms(config.terms, (1, 2, 2), ALONE, NO_GROUPS, autoencoder.decode_for_loss, CPU)
+    terms = made(config.terms, (1, 2, 2), ALONE, NO_GROUPS, autoencoder.decode_for_loss, CPU)
     prediction = (target + torch.randn(target.shape, generator=torch.Generator().manual_seed(1))).requires_grad_()
     value = terms(prediction, target, labels.tensors()).sum()
     (gradient,) = torch.autograd.grad(value, prediction)

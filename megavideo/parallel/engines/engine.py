@@ -124,7 +124,6 @@ class Engine(ABC):
         self.zero = plan.layout.zero
         self._clipped: ClippedStep | None = None
 
-    @abstractmethod
     def update(
         self, batches: Sequence[MicroBatch], scale: float, learning_rate: float, limit: float | None = None
     ) -> StepOutcome:
@@ -132,6 +131,16 @@ class Engine(ABC):
 
         Where the sum of all tokens' errors over all processes exceeds `limit`, nothing is updated on any rank.
         """
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        plan = self.plan
+        loss = StepLoss(plan.token_loss, plan.terms, plan.groups, plan.micro_steps, scale, limit)
+        self._train_on(batches, loss)
+        return self._outcome(loss)
+
+    @abstractmethod
+    def _train_on(self, batches: Sequence[MicroBatch], loss: StepLoss) -> None:
+        """Forward and backward passes of the micro-batches, whose losses `loss` forms, and the update."""
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -192,10 +201,6 @@ class Engine(ABC):
             self._clipped = ClippedStep(parameters, self.plan.groups, self.plan.clip)
             self.base_optimizer.register_step_pre_hook(self._clipped)
 
-    def _step_loss(self, scale: float, limit: float | None) -> StepLoss:
-        plan = self.plan
-        return StepLoss(plan.token_loss, plan.terms, plan.groups, plan.micro_steps, scale, limit)
-
     def _outcome(self, loss: StepLoss) -> StepOutcome:
         if self._clipped is not None:
             norm, applied = self._clipped.norm, self._clipped.applied
@@ -220,18 +225,6 @@ class DataEngine(Engine):
         )
         self.module: nn.Module = self._engine.module
 
-    def update(
-        self, batches: Sequence[MicroBatch], scale: float, learning_rate: float, limit: float | None = None
-    ) -> StepOutcome:
-        """Forward and backward of each micro-batch in turn, then the update."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        loss = self._step_loss(scale, limit)
-        for batch in batches:
-            self._engine.backward(loss.add(self._engine(batch.pack), batch.target, batch.weight, batch.labels))
-            self._engine.step()
-        return self._outcome(loss)
-
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The module's own names."""
         return self.module.named_parameters()
@@ -240,6 +233,12 @@ class DataEngine(Engine):
     def deepspeed(self) -> Any:
         """A DeepSpeedEngine."""
         return self._engine
+
+    def _train_on(self, batches: Sequence[MicroBatch], loss: StepLoss) -> None:
+        """Each micro-batch in turn."""
+        for batch in batches:
+            self._engine.backward(loss.add(self._engine(batch.pack), batch.target, batch.weight, batch.labels))
+            self._engine.step()
 
 
 class _ModelParallel:

@@ -13,7 +13,8 @@ from torch import nn
 from megavideo.model.dit import DiT, Hidden
 from megavideo.model.pack_index import PackFacts
 from megavideo.parallel.engines.deepspeed import initialize, load_deepspeed, load_pipeline
-from megavideo.parallel.engines.engine import BaseOptimizer, Engine, EnginePlan, MicroBatch, StepOutcome
+from megavideo.parallel.engines.engine import BaseOptimizer, Engine, EnginePlan, MicroBatch
+from megavideo.parallel.engines.step_loss import StepLoss
 from megavideo.types import PackedBatch
 
 _BATCH_FIELDS = (
@@ -60,7 +61,7 @@ class PipeEngine(Engine):
         plan: EnginePlan,
     ) -> None:
         super().__init__(plan)
-        self._loss = self._step_loss(1.0, None)
+        self._loss: StepLoss | None = None  # of the step under way
         # the pipeline wants to know of the process group before the engine does
         load_deepspeed().init_distributed(verbose=False)
         module = self._module(build, num_blocks)
@@ -68,16 +69,6 @@ class PipeEngine(Engine):
         self._take_over_clipping(list(module.parameters()))
         self._engine = initialize(model=module, optimizer=self.base_optimizer, config=plan.deepspeed_settings())
         self.module: nn.Module = self._engine.module
-
-    def update(
-        self, batches: Sequence[MicroBatch], scale: float, learning_rate: float, limit: float | None = None
-    ) -> StepOutcome:
-        """All micro-batches through the schedule, then the update."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._loss = self._step_loss(scale, limit)
-        self._engine.train_batch(data_iter=(_from_batch(batch) for batch in batches))
-        return self._outcome(self._loss)
 
     def close(self) -> None:
         """Also of the graphs of the last step, which it keeps, and which lead back to it."""
@@ -93,6 +84,11 @@ class PipeEngine(Engine):
     def deepspeed(self) -> Any:
         """A PipelineEngine."""
         return self._engine
+
+    def _train_on(self, batches: Sequence[MicroBatch], loss: StepLoss) -> None:
+        """All micro-batches through the schedule."""
+        self._loss = loss
+        self._engine.train_batch(data_iter=(_from_batch(batch) for batch in batches))
 
     def _module(self, build: Callable[[range], DiT], num_blocks: int) -> nn.Module:
         pipeline, layout, mesh = load_pipeline(), self.plan.layout, self.plan.mesh
@@ -112,6 +108,7 @@ class PipeEngine(Engine):
 
     def _add_to_loss(self, prediction: torch.Tensor, labels: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """At the last stage, in the order of the micro-batches."""
+        assert self._loss is not None, "the schedule runs inside an update alone"
         target, weight, *others = labels
         return self._loss.add(prediction, target, weight, others)
 
