@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from megavideo.data.storage.files import writing
 from megavideo.observe.pictures import contact_sheet, evenly_spaced
@@ -32,13 +33,19 @@ def sheet_frames(video: np.ndarray) -> np.ndarray:
     return video[evenly_spaced(len(video), _SHEET_FRAMES)]
 
 
-def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Write a contact sheet of the first 64 (caption, video uint8 [T, H, W, 3]), PNG; DataError where the disk refuses.
+def sheet_of(rows: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
+    """A contact sheet of the first 64 (caption, video uint8 [T, H, W, 3]).
 
-    Of the videos no more than `sheet_frames` are needed.
+    Of the videos no more than `sheet_frames` are needed. Raises ValueError where there is no row.
     """
     rows = rows[:SHEET_ROWS]
     scale = max(1, _VISIBLE_SIDE // max(max(video.shape[1:3]) for _, video in rows))
     frames = min(_SHEET_FRAMES, max(len(video) for _, video in rows))
+    return contact_sheet(rows, frames_per_row=frames, scale=scale)
+
+
+def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Write `sheet_of(rows)` as PNG; DataError where the disk refuses."""
+    sheet = sheet_of(rows)
     with writing(path), replacing(path) as temporary:
-        contact_sheet(rows, frames_per_row=frames, scale=scale).save(temporary, "PNG")
+        sheet.save(temporary, "PNG")

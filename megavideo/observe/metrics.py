@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from megavideo.errors import DataError
 from megavideo.observe.rows import drop_rows, read_rows, record_row
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class MetricsSink(Protocol):
@@ -45,6 +48,12 @@ class MetricsWriter:
         record_row(self._path, {"step": step} | dict(values))
         for sink in self._sinks:
             sink.write(step, values)
+
+    def write_samples(self, step: int, sheet: np.ndarray) -> None:
+        """Hand the samples of a step, one picture uint8 [H, W, 3], to the sinks that can show it (`write_samples`)."""
+        for sink in self._sinks:
+            if hasattr(sink, "write_samples"):
+                sink.write_samples(step, sheet)
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`, which a run that went back to a checkpoint makes again.

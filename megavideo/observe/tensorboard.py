@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,6 @@ from megavideo.observe.metrics import numeric_values
 
 if TYPE_CHECKING:
     import numpy as np
-
-_FRAMES_PER_SAMPLE = 8
 
 
 class TensorBoardSink:
@@ -47,15 +45,8 @@ class TensorBoardSink:
                 writer.add_scalar(f"validation/{name}", value, global_step=step)
             writer.flush()
 
-    def write_samples(self, step: int, samples: Sequence[tuple[str, np.ndarray]], scale: int = 1) -> None:
-        """Take samples, (prompt, frames uint8 [T, H, W, 3]) each, as one picture; nothing where there is none."""
-        if not samples:
-            return
-        import numpy as np
-
-        from megavideo.observe.pictures import contact_sheet
-
-        sheet = np.asarray(contact_sheet(samples, _FRAMES_PER_SAMPLE, scale))
+    def write_samples(self, step: int, sheet: np.ndarray) -> None:
+        """Take the samples of a step as one picture, uint8 [H, W, 3]."""
         with self._writing() as writer:
             writer.add_image("samples", sheet, global_step=step, dataformats="HWC")
             writer.flush()

@@ -6,10 +6,13 @@ import hashlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megavideo.errors import ConfigError
 from megavideo.observe.metrics import numeric_values
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class WandbSink:
@@ -19,7 +22,7 @@ class WandbSink:
         """Open or continue the run of `folder`. Raises ConfigError where wandb is missing or refuses to start."""
         try:
             # By name: this module has the package's own name.
-            wandb = importlib.import_module("wandb")
+            self._wandb = wandb = importlib.import_module("wandb")
         except ImportError as error:
             raise ConfigError(
                 "observe.wandb",
@@ -28,6 +31,7 @@ class WandbSink:
                 "run `pip install wandb` and `wandb login`, or set observe.wandb=false",
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
+        self._step = 0
         identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         try:
             self._run = wandb.init(
@@ -43,7 +47,16 @@ class WandbSink:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Take the values of one step."""
+        self._step = step
         self._run.log(numeric_values(values), step=step)
+
+    def write_samples(self, step: int, sheet: np.ndarray) -> None:
+        """Take the samples of a step as one picture, uint8 [H, W, 3].
+
+        They come when later steps have been sent, and W&B takes no row of an earlier one: it is the caption that tells.
+        """
+        picture = self._wandb.Image(sheet, caption=f"step {step}")
+        self._run.log({"samples": picture}, step=max(step, self._step))
 
     def close(self) -> None:
         """Write out what is held back."""

@@ -117,6 +117,10 @@ class Loop:
                 if position.finished is not None:
                     break
         tools.saving.finish()
+        if tools.previewer is not None:
+            tools.watchdog.beat(done, "writing samples")
+            tools.previewer.close()
+        self._show_samples()
         tools.recorder.ends(done)
         return Ending("finished", done, position, tuple(losses), skipped)
 
@@ -185,6 +189,7 @@ class Loop:
         if tools.previewer is not None and every and done % every == 0:
             tools.watchdog.beat(done, "sampling")
             tools.previewer.draw(done)
+        self._show_samples()
         reason = reached_exit(config.exit, config.train.steps, position, done)
         if reason is not None:
             next_visit = self._parts.feed.plan.visits_reached(done)
@@ -194,6 +199,12 @@ class Loop:
         else:
             tools.saving.report()
         return position
+
+    def _show_samples(self) -> None:
+        """Record the samples whose files were written since the last call."""
+        if self._tools.previewer is not None:
+            for shown in self._tools.previewer.written():
+                self._tools.recorder.samples(shown)
 
     def _save_if_due(self, done: int, position: Position, loss: float | None) -> None:
         if position.finished is None and not self._tools.saving.is_due(done):

@@ -15,6 +15,7 @@ import torch
 from megavideo.checkpoint.saver import SaveEvent
 from megavideo.config.curriculum import Stage
 from megavideo.errors import DataError
+from megavideo.generate.sample_files import ShownSamples
 from megavideo.observe.faults import FaultKind, FaultLog
 from megavideo.observe.memory import memory_metrics
 from megavideo.observe.metrics import MetricsSink, MetricsWriter
@@ -137,6 +138,11 @@ class Recorder:
             self._validations.write(step, self._stage.name, values)
             if self._tensorboard is not None:
                 self._tensorboard.write_validation(step, values)
+
+    def samples(self, shown: ShownSamples) -> None:
+        """Samples of fixed prompts, whose files are written."""
+        if self._first:
+            self._metrics.write_samples(shown.step, shown.sheet)
 
     def _sinks(self) -> list[MetricsSink]:
         config, sinks = self._stage.config, list[MetricsSink]()

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,20 @@ def test_tensorboard_events(tmp_path: Path) -> None:
     events = accumulator.EventAccumulator(str(tmp_path / "tb")).Reload()
     assert events.Tags()["scalars"] == ["loss"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_wandb_is_sent_samples_beside_the_newest_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for the package, which is not installed here: W&B takes no row of a step before the newest."""
+    sent: list[tuple[int, dict[str, Any]]] = []
+    run = SimpleNamespace(log=lambda values, step: sent.append((step, values)), finish=lambda: None)
+    package = SimpleNamespace(
+        init=lambda **_: run, Error=RuntimeError, Image=lambda pixels, caption: (pixels.shape, caption)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    with MetricsWriter(tmp_path / "metrics.jsonl", sinks=[WandbSink("p", "n", tmp_path, {}), _Recorder()]) as writer:
+        writer.write(7, {"loss": 0.5})
+        writer.write_samples(5, np.zeros((4, 6, 3), np.uint8))
+    assert sent == [(7, {"loss": 0.5}), (7, {"samples": ((4, 6, 3), "step 5")})]
 
 
 def test_missing_packages_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import threading
@@ -16,8 +17,11 @@ from PIL import Image
 
 from megavideo.generate import sample_files
 from megavideo.generate.sample_files import Drawn, SampleFiles
+from megavideo.observe.run_folder import RunFolder
 from megavideo.parity.spec import ParitySpec
 from megavideo.testing.ranks import run_ranks
+from megavideo.testing.train_cases import Case, run_cases
+from tests.train.conftest import Place
 from tests.train.preview_cases import ASKED, PROMPTS, make_folder, run_layouts, without_encoders
 
 TWO = ("pp2-zero1", "cp2-ring", "dp2-zero3")
@@ -149,3 +153,32 @@ def test_the_caller_never_waits_for_the_decoder(
     left_out = caplog.text.count("the decoder is still at work on earlier ones")
     assert left_out >= 2
     assert len(list(folder.samples.iterdir())) == 5 - left_out
+
+
+def test_samples_of_a_run_are_shown_in_tensorboard(place: Place, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    asked = {"prompts": "[a red shape,a blue one]", "samples_every": 2, "sample_steps": 1, "frames": 5}
+    words = place.words(
+        "shown", train__steps=4, observe__tensorboard="true",
+        **{f"validation__{name}": value for name, value in (asked | {"height": 16, "width": 24}).items()},
+    )  # fmt: skip
+    ((outcome,),) = run_cases([Case(words)], tmp_path / "logs", processes=1)
+    assert outcome.report is not None, outcome.message
+    folder = RunFolder(place.run("shown"))
+    events = accumulator.EventAccumulator(str(folder.tensorboard)).Reload()
+    pictures = {event.step: event.encoded_image_string for event in events.Images("samples")}
+    assert set(pictures) == {2, 4}
+    for step, picture in pictures.items():
+        sheet = Image.open(folder.samples / f"step_{step:08d}" / "contact_sheet.png")
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(picture))), np.asarray(sheet))
+
+
+def test_a_sheet_is_shown_no_larger_than_a_screen_or_two(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, SPEC)
+    files = SampleFiles(folder.samples, folder.encoders, Drawn(("one",), (5, 304, 408), 8.0))
+    files.write(3, [torch.zeros(4, 2, 38, 51)])
+    files.close()
+    (shown,) = files.written()
+    assert (shown.step, shown.sheet.dtype, shown.sheet.shape[1:]) == (3, np.uint8, (1600, 3))
+    assert Image.open(folder.samples / "step_00000003" / "contact_sheet.png").width > 1600
+    assert files.written() == []

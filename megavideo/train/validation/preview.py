@@ -17,7 +17,7 @@ from megavideo.diffusion.timesteps import run_shift
 from megavideo.encoders.folder import load_text_encoder
 from megavideo.errors import DataError, MegavideoError
 from megavideo.generate.loaded_run import sampling_fps
-from megavideo.generate.sample_files import Drawn, SampleFiles
+from megavideo.generate.sample_files import Drawn, SampleFiles, ShownSamples
 from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
 from megavideo.generate.sizes import covering_latent
@@ -74,6 +74,10 @@ class Previewer:
         dist.reduce(drawn, 0)
         if self._files is not None:
             self._files.write(step, list(drawn.cpu()))
+
+    def written(self) -> list[ShownSamples]:
+        """What rank 0 wrote since the last call; nothing on other ranks."""
+        return [] if self._files is None else self._files.written()
 
     def close(self) -> None:
         """Wait until all files are written."""
