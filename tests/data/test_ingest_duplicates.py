@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from megavideo.config.schema.prepare import IngestRun
 from megavideo.data.clips.media import decode_frames, probe
 from megavideo.data.clips.write_video import write_video
 from megavideo.data.ingest import ingest, read_clip_list
-from megavideo.data.ingest.duplicates import Fingerprinted, find_duplicates
+from megavideo.data.ingest.duplicates import find_duplicates
 from megavideo.data.ingest.fingerprint import HASH_BITS, fingerprint
+from megavideo.data.ingest.fingerprints import Fingerprints
 from megavideo.evaluation.shapes.corpus import render_corpus
 from tests.data.clip_files import write_captions, write_clip
 from tests.data.test_ingest_cuts import texture
@@ -76,52 +78,81 @@ def test_real_clips_are_known_again(real_clips: Path, tmp_path: Path) -> None:
     assert {clip.file: clip.reason for clip in report.dropped} == {f"copy_{n}": f"repeats {n}" for n in names}
 
 
-def made(number: int, rng: random.Random, bits: int) -> Fingerprinted:
-    return Fingerprinted(
-        f"{number}.mp4", 0, rng.choice([100, 200]), 20, False, 1.0, f"{bits:064x}", "80" * 768
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Made:
+    """A clip as it is compared; `seconds` is None for an image."""
+
+    bits: int
+    pixels: int = 100
+    seconds: float | None = 1.0
+    colours: str = "80" * 768
 
 
-@pytest.mark.parametrize("most_bits", [0, 7, 12, 31])
-def test_bands_miss_nothing_and_order_plays_no_part(most_bits: int) -> None:
-    """Beside a plain comparison of all pairs."""
+def search(folder: Path, clips: Sequence[Made], most_bits: int) -> dict[int, int]:
+    """The clips that are dropped, each with the one that it repeats."""
+    fingerprints = Fingerprints(folder)
+    for clip in clips:
+        fingerprints.add(f"{clip.bits:064x}", clip.colours, clip.pixels, 20, clip.seconds)
+    repeated = find_duplicates(fingerprints, most_bits)
+    fingerprints.close()
+    return {index: other for index, other in enumerate(repeated.tolist()) if other >= 0}
+
+
+def flipped(bits: int, number: int, rng: random.Random) -> int:
+    return bits ^ sum(1 << place for place in rng.sample(range(HASH_BITS), number))
+
+
+def kept_by_comparing_all(clips: Sequence[Made], most_bits: int) -> list[int]:
+    """Every pair is compared."""
+    kept: list[int] = []
+    for index in sorted(range(len(clips)), key=lambda index: (-clips[index].pixels, index)):
+        alike = [clips[other] for other in kept if clips[other].seconds == clips[index].seconds]
+        if not any((clips[index].bits ^ other.bits).bit_count() <= most_bits for other in alike):
+            kept.append(index)
+    return sorted(kept)
+
+
+@pytest.mark.parametrize("most_bits", [0, 1, 7, 12, 14, 15, 16, 31])
+def test_nothing_is_missed(most_bits: int, tmp_path: Path) -> None:
+    """Clips and images at all distances, some of them in crowds, beside a plain comparison of all pairs."""
     rng = random.Random(most_bits)
-    clips: list[Fingerprinted] = []
-    for number in range(120):
+    clips: list[Made] = []
+    crowd = rng.getrandbits(HASH_BITS)
+    for number in range(500):
         bits = rng.getrandbits(HASH_BITS)
-        if clips and rng.random() < 0.6:
-            bits = int(rng.choice(clips).hash_bits, 16)
-            for _ in range(rng.randrange(most_bits + 3)):
-                bits ^= 1 << rng.randrange(HASH_BITS)
-        clips.append(made(number, rng, bits))
-    expected: set[str] = set()
-    kept: list[Fingerprinted] = []
-    for clip in sorted(clips, key=lambda clip: (-clip.pixels, -clip.frames, clip.file, clip.start)):
-        near = [k for k in kept if (int(clip.hash_bits, 16) ^ int(k.hash_bits, 16)).bit_count() <= most_bits]
-        if near:
-            expected.add(clip.file)
-        else:
-            kept.append(clip)
-    assert 20 < len(expected) < 100
-    for seed in range(3):
-        shuffled = random.Random(seed).sample(clips, len(clips))
-        found = find_duplicates(shuffled, most_bits)
-        assert {shuffled[index].file for index in found} == expected
-        assert not {shuffled[other].file for other in found.values()} & expected
+        if number % 4 == 0:
+            bits = flipped(crowd, rng.randrange(most_bits + 8), rng)
+        elif clips and rng.random() < 0.6:
+            bits = flipped(rng.choice(clips).bits, rng.randrange(most_bits + 3), rng)
+        clips.append(Made(bits, rng.choice([100, 200]), rng.choice([1.0, None])))
+    found = search(tmp_path, clips, most_bits)
+    kept = kept_by_comparing_all(clips, most_bits)
+    assert 40 < len(found) < 450
+    assert [index for index in range(len(clips)) if index not in found] == kept
+    assert all((clips[index].bits ^ clips[other].bits).bit_count() <= most_bits for index, other in found.items())
+    assert set(found.values()) <= set(kept)
 
 
-def test_like_hashes_are_confirmed() -> None:
-    rng = random.Random(0)
-    first = made(0, rng, 12345)
-    assert find_duplicates([first, replace(first, file="1")], 12) in ({1: 0}, {0: 1})
+def test_one_clip_in_hundreds_of_guises_is_kept_once(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    bits = rng.getrandbits(HASH_BITS)
+    clips = [Made(flipped(bits, rng.randrange(7), rng), 100 + (number == 250)) for number in range(500)]
+    found = search(tmp_path, clips, 12)
+    assert found == dict.fromkeys((number for number in range(500) if number != 250), 250)
+
+
+def test_like_hashes_are_confirmed(tmp_path: Path) -> None:
+    first = Made(12345)
+    assert search(tmp_path, [first, first], 12) == {1: 0}
+    assert search(tmp_path, [first, replace(first, pixels=200)], 12) == {0: 1}
     for other in (
-        replace(first, file="1", seconds=1.3),
-        replace(first, file="1", colours="90" * 768),
-        replace(first, file="1", is_image=True),
-        replace(first, file="1", colours="80" * 767 + "ff"),
+        replace(first, seconds=1.3),
+        replace(first, colours="90" * 768),
+        replace(first, seconds=None),
+        replace(first, colours="80" * 767 + "ff"),
     ):
-        assert find_duplicates([first, other], 12) == {}
-    assert find_duplicates([], 12) == {}
+        assert search(tmp_path, [first, other], 12) == {}
+    assert search(tmp_path, [], 12) == {}
 
 
 def test_the_hash_is_stable() -> None:

@@ -15,7 +15,7 @@ from streaming.base.format.mds.reader import MDSReader
 
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, TextEncoderConfig
 from megavideo.data.clips.captions import WeightedCaption
-from megavideo.data.ingest.rows import CLIPS_NAME, ROOT_NAME, ClipRow, clip_lines, root_line
+from megavideo.data.ingest.rows import CLIPS_NAME, ROOT_NAME, ClipRow, clip_line, root_line
 from megavideo.observe.whole_file import TEMPORARY_PREFIX
 from tests.data.clip_files import write_clip
 
@@ -47,7 +47,7 @@ def write_list(folder: Path, film: Path, numbers: Iterable[int]) -> Path:
                 scores={"motion": float(number)}, captions=(long, short) if number % 3 == 0 else (),
             )
         )  # fmt: skip
-    (folder / CLIPS_NAME).write_text(clip_lines(rows))
+    (folder / CLIPS_NAME).write_bytes(b"".join(map(clip_line, rows)))
     (folder / ROOT_NAME).write_text(root_line(film.parent))
     return folder
 

@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from megavideo.data.ingest.histogram import Histogram
+
 _KEPT, _DROPPED, _BOUND = "#1f4e96", "#d98a5b", "#b3302b"
 _GRID, _TEXT = "#e3e6ea", "#20242c"
-_BINS = 40
 _COLUMNS = 3
 _LINEAR = 10  # clips, up to which an axis is linear
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Values of kept and of dropped clips along one axis, and the thresholds that lie on it."""
+    """Kept and dropped clips along one axis, and the thresholds that lie on it."""
 
     title: str
     axis: str
-    kept: Sequence[float] | np.ndarray
-    dropped: Sequence[float] | np.ndarray
+    histogram: Histogram
     thresholds: tuple[float, ...] = ()
 
 
@@ -53,16 +53,11 @@ def draw_charts(charts: Sequence[Chart]) -> bytes:
 def _draw(axes: Any, chart: Chart) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    parts = [np.asarray(part) for part in (chart.kept, chart.dropped) if len(part)]
-    low = min((float(part.min()) for part in parts), default=0.0)
-    high = max((float(part.max()) for part in parts), default=1.0)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, _BINS + 1)
-    kept, dropped = (np.histogram(part, edges)[0] for part in (chart.kept, chart.dropped))
-    axes.stairs(kept, edges, fill=True, color=_KEPT, label=f"kept, {len(chart.kept):,}")
-    if len(chart.dropped):
-        label = f"dropped, {len(chart.dropped):,}"
+    (low, high), edges = chart.histogram.limits, chart.histogram.edges
+    kept, dropped = np.array(chart.histogram.kept), np.array(chart.histogram.dropped)
+    axes.stairs(kept, edges, fill=True, color=_KEPT, label=f"kept, {kept.sum():,}")
+    if dropped.any():
+        label = f"dropped, {dropped.sum():,}"
         axes.stairs(kept + dropped, edges, baseline=kept, fill=True, color=_DROPPED, label=label)
     for threshold in chart.thresholds:
         if low <= threshold <= high:
@@ -75,7 +70,7 @@ def _draw(axes: Any, chart: Chart) -> None:
         axes.minorticks_off()
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_ylim(0, None if parts else 1)
+    axes.set_ylim(0, None if (kept + dropped).any() else 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Set
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megavideo.data.clips.captions import (
@@ -24,59 +24,95 @@ _CAPTIONS_NAME = "captions.jsonl"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Captions:
-    """The captions of each file and of single clips, why each other file has none, and oddities of the caption file.
+    """The captions of the files under `root`, looked up as they are asked for, and what was not used of them."""
 
-    `unless_found` is what is to be said of captions of a single clip that is not there.
-    """
+    def __init__(self, root: Path, table: CaptionTable) -> None:
+        self._root = root
+        self._table = table
+        self._found: set[str] = set()  # of the clips that have captions of their own
 
-    of_files: dict[Path, tuple[WeightedCaption, ...]]
-    of_clips: dict[str, tuple[WeightedCaption, ...]]
-    faults: dict[Path, str]
-    notes: tuple[CaptionNote, ...]
-    unless_found: dict[str, CaptionNote]
+    def of(self, file: str, clip_ids: Sequence[str]) -> list[tuple[WeightedCaption, ...]]:
+        """The captions of each clip of a file, else those of the file; empty where there are none."""
+        of_file = self._look_up(file)[0]
+        self._found |= self._table.of_clips.keys() & set(clip_ids)
+        return [self._table.of_clips.get(clip_id) or of_file for clip_id in clip_ids]
 
-    def of(self, clip_id: str, path: Path) -> tuple[WeightedCaption, ...]:
-        """The captions of a clip, else those of its file; empty where there are none."""
-        return self.of_clips.get(clip_id) or self.of_files.get(path, ())
+    def fault(self, file: str) -> str:
+        """Why a file has no caption."""
+        return self._look_up(file)[1]
 
-    def notes_for(self, clip_ids: Set[str | None]) -> tuple[CaptionNote, ...]:
-        """All that was not used where these are the clips."""
-        return self.notes + tuple(note for clip_id, note in self.unless_found.items() if clip_id not in clip_ids)
+    def has_any(self, files: Iterable[str]) -> bool:
+        """True where anything has a caption."""
+        return bool(self._table.of_clips) or any(self._look_up(file)[0] for file in files)
+
+    def notes(self, files: Sequence[str], all_known: bool) -> tuple[CaptionNote, ...]:
+        """Rows of the caption file that were not used. `files` are sorted; `all_known` is when all clips are known."""
+        table, prefix = self._table, f"{self._root}/"
+        notes = list(table.notes)
+        for path in table.captions:
+            if not _is_one_of(str(path).removeprefix(prefix), files) and not path.exists():
+                notes.append(CaptionNote(str(path), table.lines[path], "no such file"))
+        if all_known:
+            notes += [note for clip_id, note in table.unless_found.items() if clip_id not in self._found]
+        return tuple(notes)
+
+    def _look_up(self, file: str) -> tuple[tuple[WeightedCaption, ...], str]:
+        """The captions of a file, or why it has none."""
+        path = self._root / file
+        try:
+            captions = self._table.of(None, path) or read_sidecar_captions(path)
+        except DataError as error:
+            return (), str(error)
+        if captions and heaviest(captions).text:
+            return captions, ""
+        return (), "its caption is empty" if captions else "no caption"
+
+
+def _is_one_of(file: str, files: Sequence[str]) -> bool:
+    place = bisect_left(files, file)
+    return place < len(files) and files[place] == file
 
 
 def find_media(src: Path, out: Path) -> list[Path]:
-    """Files of video and images at or under `src`, sorted, without hidden ones and without what lies in `out`.
+    """Files of video and images at or under `src`, as `find_inputs` finds them."""
+    root = src if src.is_dir() else src.parent
+    return [root / name for name in find_inputs(src, out)]
 
-    Folders that are links are not entered, and told. Raises DataError where there is no file, a folder cannot be
-    listed, or a name is not UTF-8, as no list or report could hold it.
+
+def find_inputs(src: Path, out: Path) -> list[str]:
+    """Names of video and images at or under `src`, sorted, without hidden ones and without what lies in `out`.
+
+    They are relative to `src`, or to its folder. Folders that are links are not entered, and told. Raises DataError
+    where there is no file, a folder cannot be listed, or a name is not UTF-8, as no list or report could hold it.
     """
     if src.is_file():
         if not is_media(src):
             raise DataError(f"{src}: not a video or image by its suffix. Remedy: give a clip, or a folder of clips")
-        found = [src]
+        found = [src.name]
     else:
         found = sorted(_below(src, out))
     if not found:
         raise DataError(f"{src}: holds no video or image file. Remedy: point src= at a folder of clips")
-    misnamed = [path for path in found if not _is_utf8(path)]
+    misnamed = [name for name in found if not _is_utf8(name)]
     if misnamed:
         raise DataError(
-            f"{len(misnamed)} names of files are not UTF-8, as {os.fsencode(misnamed[0])!r}. Remedy: rename them "
+            f"{len(misnamed)} names of files are not UTF-8, as {os.fsencode(src / misnamed[0])!r}. Remedy: rename them "
             "(convmv renames many at once)"
         )
     return found
 
 
-def _below(src: Path, out: Path) -> list[Path]:
-    found: list[Path] = []
+def _below(src: Path, out: Path) -> list[str]:
+    found: list[str] = []
     links: list[Path] = []
     for folder, subfolders, names in os.walk(src, onerror=_refuse):
         kept = [Path(folder) / name for name in subfolders if not name.startswith(".")]
         subfolders[:] = [path.name for path in kept if path != out]
         links += [path for path in kept if path.is_symlink()]
-        found += [Path(folder) / name for name in names if not name.startswith(".") and is_media(Path(name))]
+        below = Path(folder).relative_to(src).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        found += [prefix + name for name in names if not name.startswith(".") and is_media(Path(name))]
     if links:
         _log.warning(
             "ingest: %d folders are links and are not entered, as %s. To take what they hold, give their target as "
@@ -92,38 +128,26 @@ def _refuse(error: OSError) -> None:
     ) from error
 
 
-def _is_utf8(path: Path) -> bool:
+def _is_utf8(name: str) -> bool:
     try:
-        str(path).encode()
+        name.encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
-def find_captions(files: list[Path], root: Path, own_file: str | None) -> Captions:
+def find_captions(files: Sequence[str], root: Path, own_file: str | None) -> Captions:
     """Captions from `own_file`, else `captions.jsonl` under `root`, and from files beside the clips.
 
     Raises DataError where a caption file is missing or broken, and where no file has a caption.
     """
-    table = _table(root, own_file)
-    of_files: dict[Path, tuple[WeightedCaption, ...]] = {}
-    faults: dict[Path, str] = {}
-    for path in files:
-        try:
-            captions = table.of(None, path) or read_sidecar_captions(path)
-        except DataError as error:
-            faults[path] = str(error)
-            continue
-        if captions and heaviest(captions).text:
-            of_files[path] = captions
-        else:
-            faults[path] = "its caption is empty" if captions else "no caption"
-    if not of_files and not table.of_clips:
+    captions = Captions(root, _table(root, own_file))
+    if not captions.has_any(files):
         raise DataError(
             f"{root}: none of {len(files)} clips has a caption. Remedy: put {_CAPTIONS_NAME} there with lines "
             '{"file": "NAME", "caption": "TEXT"}, or NAME.txt beside each clip, or give captions=FILE'
         )
-    return Captions(of_files, table.of_clips, faults, table.notes + table.unknown(set(files)), table.unless_found)
+    return captions
 
 
 def _table(root: Path, own_file: str | None) -> CaptionTable:

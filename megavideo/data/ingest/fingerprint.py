@@ -13,6 +13,7 @@ HASH_BITS = 256
 _PLACES = (0.125, 0.375, 0.625, 0.875)  # of the clip's duration
 _SIDE = 32
 _KEPT = 8
+COLOURS_BYTES = len(_PLACES) * _KEPT * _KEPT * 3
 
 
 def fingerprint(frames: np.ndarray, seconds: Sequence[float]) -> tuple[str, str]:

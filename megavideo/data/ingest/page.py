@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megavideo.config.schema.clip_filters import FiltersConfig
 from megavideo.data.ingest.charts import Chart, draw_charts
 from megavideo.data.ingest.filters.choose import bounds
-from megavideo.data.ingest.merge import Merged
+from megavideo.data.ingest.histogram import Histogram, Span
 from megavideo.data.ingest.part import Part, read_part
 from megavideo.data.ingest.report import DroppedClip, IngestReport
 from megavideo.data.ingest.rows import ClipRow
+from megavideo.data.ingest.tally import ASPECT, DURATION, Tally
 from megavideo.observe.page import data_uri, render
 
 PAGE_NAME = "report.html"
-_KEPT_SHOWN, _DROPPED_SHOWN, _FAULTS_SHOWN = 36, 18, 50
+_NOTES_SHOWN = 50
 _AXES = {
     "change": "levels of 255",
     "motion": "% of the diagonal a second",
@@ -38,28 +36,22 @@ class _Card:
     words: str
 
 
-def page_text(report: IngestReport, merged: Merged, out: Path, filters: FiltersConfig) -> str:
+def page_text(report: IngestReport, tally: Tally, out: Path, filters: FiltersConfig) -> str:
     """The page's HTML; pictures are read from the parts under `out`."""
     pictures = _Pictures(out)
-    shown = {
-        kind: _chosen([clip for clip in merged.dropped if clip.kind == kind and clip.clip_id], _DROPPED_SHOWN)
-        for kind in merged.counts()
-    }
-    whole = [clip for clip in merged.dropped if clip.clip_id is None]
+    shown = {kind: tally.dropped_examples[kind].clips for kind in tally.counts if kind in tally.dropped_examples}
     return render(
         "ingest.html.j2",
         {
             "report": report,
             "numbers": _numbers(report),
             "outcomes": _outcomes(report),
-            "histograms": data_uri("image/png", draw_charts(_charts(merged, filters))),
-            "kept": [pictures.card(row, _about(row)) for row in _chosen(merged.rows, _KEPT_SHOWN)],
-            "dropped": [
-                (kind, [pictures.card(clip, clip.reason) for clip in clips]) for kind, clips in shown.items() if clips
-            ],
-            "num_without_clip": len(whole),
-            "without_clip": [(clip.kind, clip.file, clip.reason) for clip in whole[:_FAULTS_SHOWN]],
-            "notes": [(f"line {note.line}", note.file, note.reason) for note in report.caption_notes[:_FAULTS_SHOWN]],
+            "histograms": data_uri("image/png", draw_charts(_charts(tally, filters))),
+            "kept": [pictures.card(row, _about(row)) for row in tally.kept_examples.clips],
+            "dropped": [(kind, [pictures.card(clip, clip.reason) for clip in clips]) for kind, clips in shown.items()],
+            "num_without_clip": tally.num_faults,
+            "without_clip": [(clip.kind, clip.file, clip.reason) for clip in tally.faults],
+            "notes": [(f"line {note.line}", note.file, note.reason) for note in report.caption_notes[:_NOTES_SHOWN]],
         },
         __package__,
     )
@@ -83,13 +75,6 @@ class _Pictures:
         return _Card(uri, clip.file, clip.start, words)
 
 
-def _chosen(clips: Sequence, most: int) -> list:
-    """At most `most` clips: always the same, and a fair choice. In the order given."""
-    best = sorted(clips, key=lambda clip: hashlib.sha256(clip.clip_id.encode()).digest())[:most]
-    ids = {clip.clip_id for clip in best}
-    return [clip for clip in clips if clip.clip_id in ids]
-
-
 def _numbers(report: IngestReport) -> list[tuple[str, str]]:
     return [
         ("inputs", f"{report.num_inputs:,}"),
@@ -108,30 +93,18 @@ def _outcomes(report: IngestReport) -> list[tuple[str, int, float]]:
     return [(kind, count, count / total) for kind, count in rows]
 
 
-def _charts(merged: Merged, filters: FiltersConfig) -> list[Chart]:
-    videos = [row for row in merged.rows if not row.is_image]
-    limits = tuple(limit for limit in (filters.min_seconds, filters.max_seconds) if limit is not None)
+def _charts(tally: Tally, filters: FiltersConfig) -> list[Chart]:
+    histograms = {ASPECT: Histogram(Span()), DURATION: Histogram(Span())} | tally.histograms
+    lengths = tuple(limit for limit in (filters.min_seconds, filters.max_seconds) if limit is not None)
     charts = [
-        Chart("Aspect", "width / height", [row.width * row.pixel_aspect / row.height for row in merged.rows], []),
-        Chart(
-            "Duration", "seconds", [row.frames / row.fps for row in videos],
-            [clip.seconds for clip in merged.dropped if clip.seconds > 0], limits,
-        ),
-    ]  # fmt: skip
-    kept, dropped = _scores(merged.rows), _scores(merged.dropped)
+        Chart("Aspect", "width / height", histograms.pop(ASPECT)),
+        Chart("Duration", "seconds", histograms.pop(DURATION), lengths),
+    ]
     asked = {bound.name: (bound.minimum, bound.maximum) for bound in bounds(filters)}
-    for name in sorted(kept.keys() | dropped.keys(), key=lambda name: (name != "motion", name)):
+    for name in sorted(histograms, key=lambda name: (name != "motion", name)):
         thresholds = tuple(limit for limit in asked.get(name, ()) if limit is not None)
-        charts.append(Chart(name.capitalize(), _AXES.get(name, ""), kept[name], dropped[name], thresholds))
+        charts.append(Chart(name.capitalize(), _AXES.get(name, ""), histograms[name], thresholds))
     return charts
-
-
-def _scores(clips: Iterable[ClipRow | DroppedClip]) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = defaultdict(list)
-    for clip in clips:
-        for name, value in (clip.scores or {}).items():
-            values[name].append(value)
-    return values
 
 
 def _about(row: ClipRow) -> str:

@@ -113,8 +113,8 @@ def read_part(out: Path, file: str) -> Part | None:
 def current_part(out: Path, path: Path, file: str, recipe: str) -> Part | None:
     """The part of an input if it is still true: made with this recipe, and of the content that the file has now.
 
-    New content is noticed by its size and blocks even where the time of change was kept, and by its time anywhere in the
-    file. One that was touched or copied and not changed keeps its part, which is then written with the new time.
+    New content is noticed by its size and blocks even where the time of change was kept, and by its time wherever in
+    the file it is. One that was touched or copied and not changed keeps its part, which is written with the new time.
     """
     part = read_part(out, file)
     if part is None or part.recipe != recipe:
@@ -133,11 +133,6 @@ def current_part(out: Path, path: Path, file: str, recipe: str) -> Part | None:
     except OSError:
         return None
     return part
-
-
-def without_pictures(part: Part) -> Part:
-    """The same part without its pictures, which are most of its bytes."""
-    return replace(part, pieces=tuple(replace(piece, picture="") for piece in part.pieces))
 
 
 def _part(values: dict[str, Any]) -> Part:

@@ -55,9 +55,9 @@ class ClipList:
         return self.root / row.file
 
 
-def clip_lines(rows: list[ClipRow]) -> str:
-    """The content of `clips.jsonl`."""
-    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+def clip_line(row: ClipRow) -> bytes:
+    """A line of `clips.jsonl`."""
+    return json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n"
 
 
 def root_line(root: Path) -> str:
@@ -71,7 +71,7 @@ def read_clip_list(folder: Path) -> ClipList:
     try:
         root = Path(json.loads((folder / ROOT_NAME).read_bytes())["root"])
         lines = (folder / CLIPS_NAME).read_bytes().splitlines()
-        rows = tuple(_row(json.loads(line)) for line in lines if line.strip())
+        rows = tuple(parse_row(json.loads(line)) for line in lines if line.strip())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: its {CLIPS_NAME} or {ROOT_NAME} cannot be read ({error}). {remedy}") from error
     if not rows:
@@ -84,7 +84,8 @@ def read_clip_list(folder: Path) -> ClipList:
     return ClipList(root, rows)
 
 
-def _row(values: dict[str, Any]) -> ClipRow:
+def parse_row(values: dict[str, Any]) -> ClipRow:
+    """The row of the JSON object on a line; KeyError or TypeError where it is none."""
     crop = values.get("crop")
     captions = tuple(WeightedCaption(**caption) for caption in values.get("captions", ()))
     return ClipRow(**{**values, "crop": tuple(crop) if crop else None, "captions": captions})

@@ -5,37 +5,40 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megavideo.config.schema.prepare import IngestRun
 from megavideo.data.ingest.examine import Recipe, recipe_of
-from megavideo.data.ingest.find import Captions, find_captions, find_media
-from megavideo.data.ingest.merge import Merged, merge
+from megavideo.data.ingest.find import Captions, find_captions, find_inputs
+from megavideo.data.ingest.judge import Judge
+from megavideo.data.ingest.judged import Judged, dropped_line
 from megavideo.data.ingest.page import PAGE_NAME, page_text
-from megavideo.data.ingest.part import PARTS_FOLDER, PASSING_FAULTS, Part, current_part, part_path, without_pictures
+from megavideo.data.ingest.part import PARTS_FOLDER, PASSING_FAULTS, current_part, part_path
 from megavideo.data.ingest.report import IngestReport
-from megavideo.data.ingest.rows import CLIPS_NAME, ROOT_NAME, clip_lines, root_line
+from megavideo.data.ingest.rows import CLIPS_NAME, ROOT_NAME, ClipRow, clip_line, root_line
 from megavideo.data.ingest.share import find_share, is_in_share
+from megavideo.data.ingest.tally import Spans, Tally
 from megavideo.data.ingest.work import Job, choose_workers, run_jobs
 from megavideo.data.storage.open import is_object_store
 from megavideo.errors import ConfigError, DataError
-from megavideo.observe.whole_file import write_file
+from megavideo.observe.whole_file import replacing, write_file
 
 DROPPED_NAME = "dropped.jsonl"
 _REPORT_NAME = "report.json"
-_DROPPED_SHOWN = 100
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Places:
-    """The root of the inputs, the folder that is written, and the inputs by their name below the root."""
+    """The root of the inputs, the folder that is written, and the names of the inputs below the root, sorted."""
 
     root: Path
     out: Path
-    files: dict[str, Path]
+    files: list[str]
 
 
 def ingest(cfg: IngestRun) -> IngestReport:
@@ -47,7 +50,7 @@ def ingest(cfg: IngestRun) -> IngestReport:
     that are not there.
     """
     places = _find(cfg)
-    captions = find_captions(list(places.files.values()), places.root, cfg.captions)
+    captions = find_captions(places.files, places.root, cfg.captions)
     recipe = recipe_of(cfg)
     _make_folder(places.out)
     share = find_share(cfg.shard, os.environ)
@@ -57,18 +60,28 @@ def ingest(cfg: IngestRun) -> IngestReport:
         "ingest: %d inputs, %d in share %d/%d, %d of them read before",
         len(places.files), len(mine), share.index, share.count, len(mine) - len(todo),
     )  # fmt: skip
-    jobs = [Job(places.files[file], file, places.out, recipe) for file in todo]
+    jobs = [Job(places.root, file, places.out, recipe) for file in todo]
     run_jobs(jobs, choose_workers(cfg.workers, len(jobs)))
     waiting = sum(not part_path(places.out, file).exists() for file in places.files)
-    parts: list[Part] = []
     if not waiting:
-        found = [current_part(places.out, path, file, recipe.key) for file, path in places.files.items()]
-        parts = [without_pictures(part) for part in found if part is not None]
-        waiting = len(found) - len(parts)
-    if waiting:
-        _log.info("ingest: %d inputs are still to be read by others; the last one lists the clips", waiting)
-        return _report(cfg, places, captions, None, waiting)
-    return _finish(cfg, places, captions, merge(parts, places.root, captions, cfg.filters))
+        with _writing(places.out), Judged(places.out) as judged:
+            waiting = _judge(places, recipe, Judge(captions, cfg.filters, judged))
+            if not waiting:
+                return _finish(cfg, places, captions, judged)
+    _log.info("ingest: %d inputs are still to be read by others; the last one lists the clips", waiting)
+    return _report(cfg, places, captions, None, waiting)
+
+
+def _judge(places: _Places, recipe: Recipe, judge: Judge) -> int:
+    """Judge all inputs; gives the number of those that changed since they were read, and have to be read again."""
+    waiting = 0
+    for file in places.files:
+        part = current_part(places.out, places.root / file, file, recipe.key)
+        if part is None:
+            waiting += 1
+        elif not waiting:
+            judge.hear(part)
+    return waiting
 
 
 def _find(cfg: IngestRun) -> _Places:
@@ -81,7 +94,7 @@ def _find(cfg: IngestRun) -> _Places:
     if out.exists() and not out.is_dir():
         raise ConfigError("out", cfg.out, "is a file", "give a folder")
     root = src if src.is_dir() else src.parent
-    return _Places(root, out, {path.relative_to(root).as_posix(): path for path in find_media(src, out)})
+    return _Places(root, out, find_inputs(src, out))
 
 
 def _make_folder(out: Path) -> None:
@@ -93,55 +106,66 @@ def _make_folder(out: Path) -> None:
 
 def _is_done(places: _Places, file: str, recipe: Recipe) -> bool:
     """True for an input with a part that holds; one whose fault may have passed is read again."""
-    part = current_part(places.out, places.files[file], file, recipe.key)
+    part = current_part(places.out, places.root / file, file, recipe.key)
     return part is not None and part.fault not in PASSING_FAULTS
 
 
-def _finish(cfg: IngestRun, places: _Places, captions: Captions, merged: Merged) -> IngestReport:
-    report = _report(cfg, places, captions, merged, 0)
-    lines = "".join(json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in merged.dropped)
-    _write(places.out, DROPPED_NAME, lines)
-    _write(places.out, _REPORT_NAME, json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
-    _write(places.out, PAGE_NAME, page_text(report, merged, places.out, cfg.filters))
-    if not merged.rows:
-        (places.out / CLIPS_NAME).unlink(missing_ok=True)  # of an earlier run: what is encoded is what is reported
-        reasons = "; ".join(f"{clip.file}: {clip.reason}" for clip in merged.dropped[:3])
-        raise DataError(
-            f"{cfg.src}: none of {len(places.files)} clips can be used ({reasons}). Remedy: see "
-            f"{places.out / PAGE_NAME} for each reason"
-        )
-    _write(places.out, ROOT_NAME, root_line(places.root))
-    _write(places.out, CLIPS_NAME, clip_lines(merged.rows))
-    _log.info("ingest: %d clips kept, %d dropped, listed in %s", report.num_clips, report.num_dropped, places.out)
+def _finish(cfg: IngestRun, places: _Places, captions: Captions, judged: Judged) -> IngestReport:
+    """Write what became of all clips, the list of those that are kept last."""
+    out, tally = places.out, Tally(judged.spans)
+    with replacing(out / CLIPS_NAME) as clips:
+        with (
+            replacing(out / DROPPED_NAME) as dropped,
+            clips.open("wb") as kept_file,
+            dropped.open("wb") as dropped_file,
+        ):
+            for clip in judged.outcomes(cfg.filters.duplicate_bits):
+                tally.add(clip)
+                if isinstance(clip, ClipRow):
+                    kept_file.write(clip_line(clip))
+                else:
+                    dropped_file.write(dropped_line(clip))
+        report = _report(cfg, places, captions, tally, 0)
+        text = json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n"
+        write_file(out / _REPORT_NAME, text.encode())
+        write_file(out / PAGE_NAME, page_text(report, tally, out, cfg.filters).encode())
+        if not tally.num_clips:
+            (out / CLIPS_NAME).unlink(missing_ok=True)  # of an earlier run: what is encoded is what is reported
+            reasons = "; ".join(f"{clip.file}: {clip.reason}" for clip in tally.dropped[:3])
+            raise DataError(
+                f"{cfg.src}: none of {len(places.files)} clips can be used ({reasons}). Remedy: see {out / PAGE_NAME} "
+                "for each reason"
+            )
+        write_file(out / ROOT_NAME, root_line(places.root).encode())
+    _log.info("ingest: %d clips kept, %d dropped, listed in %s", report.num_clips, report.num_dropped, out)
     return report
 
 
-def _report(cfg: IngestRun, places: _Places, captions: Captions, merged: Merged | None, waiting: int) -> IngestReport:
-    rows, dropped = (merged.rows, merged.dropped) if merged else ([], [])
-    kept = {row.file for row in rows}
-    clip_ids = {row.clip_id for row in rows} | {clip.clip_id for clip in dropped}
+def _report(cfg: IngestRun, places: _Places, captions: Captions, tally: Tally | None, waiting: int) -> IngestReport:
+    tally, is_done = tally or Tally(Spans()), tally is not None
     return IngestReport(
         src=str(cfg.src),
         out=str(cfg.out),
         num_inputs=len(places.files),
-        inputs_kept=len(kept),
-        inputs_dropped=len({clip.file for clip in dropped} - kept),
+        inputs_kept=tally.inputs_kept,
+        inputs_dropped=tally.inputs_dropped,
         inputs_waiting=waiting,
-        num_clips=len(rows),
-        num_images=sum(row.is_image for row in rows),
-        num_frames=sum(row.frames for row in rows),
-        video_seconds=round(sum(row.frames / row.fps for row in rows if not row.is_image), 3),
-        num_dropped=len(dropped),
-        dropped_by_kind=merged.counts() if merged else {},
-        dropped=tuple(dropped[:_DROPPED_SHOWN]),
-        caption_notes=captions.notes_for(clip_ids) if merged else captions.notes,
-        page=str(places.out / PAGE_NAME) if merged else None,
+        num_clips=tally.num_clips,
+        num_images=tally.num_images,
+        num_frames=tally.num_frames,
+        video_seconds=round(tally.video_seconds, 3),
+        num_dropped=sum(tally.counts.values()),
+        dropped_by_kind=tally.counts,
+        dropped=tuple(tally.dropped),
+        caption_notes=captions.notes(places.files, is_done),
+        page=str(places.out / PAGE_NAME) if is_done else None,
     )
 
 
-def _write(out: Path, name: str, text: str) -> None:
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
     try:
-        write_file(out / name, text.encode("utf-8"))
+        yield
     except OSError as error:
         reason = f"cannot be written ({error.strerror}). Remedy: check out= and free space"
-        raise DataError(f"{out / name}: {reason}") from error
+        raise DataError(f"{error.filename or out}: {reason}") from error

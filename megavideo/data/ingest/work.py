@@ -21,14 +21,19 @@ _LOG_EVERY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One input to be examined: where it lies, its name below the root, where its part goes, and how."""
+    """One input to be examined: its name below the root, where its part goes, and how. There may be very many."""
 
-    path: Path
+    root: Path
     file: str
     out: Path
     recipe: Recipe
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.root / self.file
 
 
 def choose_workers(asked: int | None, num_jobs: int) -> int:
