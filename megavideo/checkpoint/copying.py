@@ -72,7 +72,7 @@ class Copies:
 
     def _copy(self, name: str, files: Iterable[FileEntry]) -> None:
         for file in files:
-            self._store.storage.upload(self._checkpoints / name / file.file, f"{name}/{file.file}")
+            self._store.upload(self._checkpoints / name / file.file, f"{name}/{file.file}")
 
 
 def named_by_rank(faults: dict[int, str], most: int = 8) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from megavideo.checkpoint.manifest import (
@@ -28,11 +29,13 @@ _UNSEEN = "."
 class FolderPlace:
     """The `checkpoints` folder of a run. A save takes place in `.writing-step_...`, whose `content` becomes `step_...`.
 
-    Removal begins with a rename too, so that one half removed is not taken for a checkpoint.
+    Removal begins with a rename too, so that one half removed is not taken for a checkpoint. `on_progress` is called
+    whenever a piece of a file was written.
     """
 
-    def __init__(self, checkpoints: Path) -> None:
+    def __init__(self, checkpoints: Path, on_progress: Callable[[], None] = lambda: None) -> None:
         self._folder = checkpoints
+        self._on_progress = on_progress
 
     def begin(self, save: SaveId) -> None:
         """Make the hidden folder."""
@@ -43,7 +46,7 @@ class FolderPlace:
         entries = []
         for part, tensors in enumerate(state.files):
             path = self._content(save) / fragments_file(rank, part, len(state.files))
-            entries.append(write_tensors(path, tensors, state.buffer))
+            entries.append(write_tensors(path, tensors, state.buffer, self._on_progress))
         return entries
 
     def publish(self, save: SaveId, manifest: Manifest) -> None:

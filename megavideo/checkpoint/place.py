@@ -6,6 +6,7 @@ that the thread which writes needs no collective call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,8 +46,8 @@ class Storage(Protocol):
         """The content of `name`."""
         ...
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write or replace `name`."""
+    def write_bytes(self, name: str, data: bytes, on_progress: Callable[[], None] | None = None) -> None:
+        """Write or replace `name`; `on_progress` is called now and then while bytes go there."""
         ...
 
     def exists(self, name: str) -> bool:
@@ -61,8 +62,8 @@ class Storage(Protocol):
         """Copy `name` to the file `path`, atomically."""
         ...
 
-    def upload(self, path: Path, name: str) -> None:
-        """Copy the file `path` to `name`."""
+    def upload(self, path: Path, name: str, on_progress: Callable[[], None] | None = None) -> None:
+        """Copy the file `path` to `name`; `on_progress` as for `write_bytes`."""
         ...
 
     def delete(self, name: str) -> None:

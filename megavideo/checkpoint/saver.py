@@ -18,6 +18,7 @@ from megavideo.checkpoint.copying import Copies
 from megavideo.checkpoint.folder_place import FolderPlace
 from megavideo.checkpoint.manifest import Header, step_name
 from megavideo.checkpoint.place import Place, SaveId, Storage
+from megavideo.checkpoint.progress import SaveProgress
 from megavideo.checkpoint.retention import Retention
 from megavideo.checkpoint.save_job import SaveJob, SaveResult, SaveTask
 from megavideo.checkpoint.snapshot import RankState, Snapshot
@@ -99,9 +100,12 @@ class Checkpointer:
         limit_seconds: float = LIMIT_SECONDS,
     ) -> None:
         straight = storage is not None and not config.through_folder
-        place: Place = StorePlace(storage) if storage is not None and straight else FolderPlace(checkpoints)
+        self._progress = SaveProgress()
+        moved = self._progress.add
+        store = None if storage is None else StorePlace(storage, moved)
+        place: Place = store if store is not None and straight else FolderPlace(checkpoints, moved)
         self._address = storage.uri if storage is not None and straight else str(checkpoints)
-        copies = None if storage is None or straight else Copies(StorePlace(storage), checkpoints, config)
+        copies = None if store is None or straight else Copies(store, checkpoints, config)
         self._patience = Patience(limit_seconds, LEAVE_SECONDS)
         self._job = SaveJob(place, Retention(place, config), copies, group.rank, group.world_size, self._patience)
         self._asynchronous = config.asynchronous
@@ -115,6 +119,11 @@ class Checkpointer:
         self._events: deque[SaveEvent] = deque()
         self._num_saves = 0
         self._failures_in_a_row = 0
+
+    @property
+    def pieces(self) -> int:
+        """Grows while saves of this rank move, however slowly: for whoever waits for them."""
+        return self._progress.pieces
 
     def reserve(self, fragments: Iterable[Fragment]) -> None:
         """Make the host buffers now. The fragments are those that `save` will be given."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from megavideo.checkpoint.folder_place import fragments_file
 from megavideo.checkpoint.manifest import DAMAGED, MANIFEST, PREFIX, UNFINISHED, FileEntry, Manifest, parse_manifest
 from megavideo.checkpoint.place import SaveId, Storage
@@ -10,10 +13,14 @@ from megavideo.checkpoint.tensor_file import tensor_bytes
 
 
 class StorePlace:
-    """A storage as a place. A file's name has the save in it, so that one of the same step is replaced as a whole."""
+    """A storage as a place. A file's name has the save in it, so that one of the same step is replaced as a whole.
 
-    def __init__(self, storage: Storage) -> None:
+    `on_progress` is called by any thread whenever a piece was put or an object removed.
+    """
+
+    def __init__(self, storage: Storage, on_progress: Callable[[], None] = lambda: None) -> None:
         self.storage = storage
+        self._on_progress = on_progress
 
     def begin(self, save: SaveId) -> None:
         """Nothing is needed."""
@@ -24,7 +31,7 @@ class StorePlace:
         for part, tensors in enumerate(state.files):
             name = f"{save.session}-{save.number}-{fragments_file(rank, part, len(state.files))}"
             entry, content = tensor_bytes(name, tensors, state.buffer)
-            self.storage.write_bytes(f"{save.name}/{name}", content)
+            self.storage.write_bytes(f"{save.name}/{name}", content, self._on_progress)
             entries.append(entry)
         return entries
 
@@ -34,7 +41,11 @@ class StorePlace:
         kept = {MANIFEST, *(file.file for file in manifest.files)}
         for name in self.storage.list(f"{save.name}/"):
             if name.removeprefix(f"{save.name}/") not in kept:
-                self.storage.delete(name)
+                self._delete(name)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Copy a file of a checkpoint that is written already."""
+        self.storage.upload(path, name, self._on_progress)
 
     def put_manifest(self, manifest: Manifest, name: str) -> None:
         """Make a checkpoint of files that are there already."""
@@ -43,7 +54,7 @@ class StorePlace:
     def give_up(self, save: SaveId) -> None:
         """Remove this save's files."""
         for name in self.storage.list(f"{save.name}/{save.session}-{save.number}-"):
-            self.storage.delete(name)
+            self._delete(name)
 
     def names(self) -> list[str]:
         """Prefixes with a manifest."""
@@ -57,9 +68,9 @@ class StorePlace:
 
     def remove(self, name: str) -> None:
         """The manifest goes first."""
-        self.storage.delete(f"{name}/{MANIFEST}")
+        self._delete(f"{name}/{MANIFEST}")
         for file in self.storage.list(f"{name}/"):
-            self.storage.delete(file)
+            self._delete(file)
 
     def set_aside(self, name: str) -> str:
         """Rename a damaged one's manifest, without which it is no checkpoint; the new name."""
@@ -76,7 +87,7 @@ class StorePlace:
             hidden = folder.startswith(UNFINISHED)
             stale = f".{keep}-" not in folder if hidden else folder not in described
             if stale and not file.startswith(f"{keep}-"):
-                self.storage.delete(f"{folder}/{file}")
+                self._delete(f"{folder}/{file}")
 
     def post(self, save: SaveId, note: str, text: str) -> None:
         """A small object."""
@@ -97,4 +108,8 @@ class StorePlace:
     def end(self, save: SaveId) -> None:
         """Remove the notes."""
         for name in self.storage.list(f"{save.working}/"):
-            self.storage.delete(name)
+            self._delete(name)
+
+    def _delete(self, name: str) -> None:
+        self.storage.delete(name)
+        self._on_progress()

@@ -22,15 +22,24 @@ _ALIGNMENT = 8
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def write_tensors(path: Path, tensors: Sequence[SavedTensor], buffer: torch.Tensor) -> FileEntry:
+def write_tensors(
+    path: Path, tensors: Sequence[SavedTensor], buffer: torch.Tensor, on_progress: Callable[[], None] = lambda: None
+) -> FileEntry:
     """Write tensors that lie together in `buffer` (uint8) to `path`, and flush it to disk.
 
+    `on_progress` is called after each piece, and once it is flushed.
     Raises OSError where the disk refuses; what was written of the file is then gone.
     """
     try:
         with path.open("wb", buffering=0) as file:
-            entry = _through(tensors, buffer, path.name, lambda chunk: _write_all(file.fileno(), chunk))
+
+            def take(chunk: bytes | memoryview) -> None:
+                _write_all(file.fileno(), chunk)
+                on_progress()
+
+            entry = _through(tensors, buffer, path.name, take)
             os.fsync(file.fileno())
+            on_progress()
     except OSError:
         path.unlink(missing_ok=True)  # room for the note that tells of it
         raise

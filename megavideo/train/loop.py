@@ -17,7 +17,7 @@ from megavideo.train.health.agree import until_asked
 from megavideo.train.health.signals import StopRequest
 from megavideo.train.health.spike import SpikeLimit
 from megavideo.train.health.stragglers import Stragglers
-from megavideo.train.health.watchdog import Watchdog
+from megavideo.train.health.watchdog import SAVING, Watchdog
 from megavideo.train.packs.feed import StepInput
 from megavideo.train.packs.same_input import check_same_input
 from megavideo.train.position import Position
@@ -209,12 +209,12 @@ class Loop:
     def _save_if_due(self, done: int, position: Position, loss: float | None) -> None:
         if position.finished is None and not self._tools.saving.is_due(done):
             return
-        self._tools.watchdog.beat(done, "saving")
+        self._tools.watchdog.beat(done, SAVING)
         self._tools.saving.save(done, position, loss)
 
     def _stopped(self, done: int, position: Position, losses: Sequence[float], skipped: int) -> Ending:
         tools = self._tools
-        tools.watchdog.beat(done, "saving")
+        tools.watchdog.beat(done, SAVING)
         tools.saving.save(done, position)
         tools.saving.finish()
         signal = tools.stop.requested

@@ -27,7 +27,7 @@ from megavideo.train.build import Parts, build_parts
 from megavideo.train.health.peak import peak_flops_per_second
 from megavideo.train.health.signals import StopRequest
 from megavideo.train.health.stragglers import Stragglers
-from megavideo.train.health.watchdog import Hang, Watchdog, collective_timeout
+from megavideo.train.health.watchdog import SAVING, Hang, Watchdog, collective_timeout
 from megavideo.train.loop import Ending, Loop, Tools, mean_loss
 from megavideo.train.position import Position, read_position
 from megavideo.train.record import FAULTS_FILE, Recorder, host
@@ -157,7 +157,7 @@ class _Run:
         validator = build_validator(config, parts, launch)
         previewer = build_previewer(config, parts, self._place.folder, launch)
         checkpointer = Checkpointer(config.checkpoint, self._place.folder.checkpoints, group, self._store)
-        watchdog = self._watchdog(stage)
+        watchdog = self._watchdog(stage, checkpointer)
         restarted = begin > 0 and totals.losses == []
         drawing = nullcontext() if previewer is None else closing(previewer)
         _settle_before_updates(parts.engine, checkpointer)
@@ -183,7 +183,9 @@ class _Run:
                     ending = Loop(stage, parts, tools).run(begin, position)
                     self._count(ending, stage)
                     if ending.reason == "unstable":
+                        watchdog.beat(ending.step, SAVING)
                         checkpointer.wait()
+                        watchdog.beat(ending.step, "going back")
                         begin, position = self._rolled_back(parts, ending, config)
                         recorder.fault(
                             ending.step, "rollback", back_to=begin, passed_over=list(ending.unstable), host=host()
@@ -247,7 +249,7 @@ class _Run:
         peak = None if self._peak is None else self._peak * self._launch.world_size
         return TrainingProgress(position.first_step + config.train.steps, config.train.log_every, begin, peak)
 
-    def _watchdog(self, stage: Stage) -> Watchdog:
+    def _watchdog(self, stage: Stage, checkpointer: Checkpointer) -> Watchdog:
         launch = self._launch
         faults = self._place.folder.root / FAULTS_FILE
 
@@ -255,7 +257,9 @@ class _Run:
             FaultLog(faults).write(hang.step, "hang", **hang.fields())
 
         seconds, store = stage.config.guard.hang_seconds, own_store(f"watchdog-{stage.number}")
-        return Watchdog(seconds, launch.rank, launch.world_size, host(), report, store)
+        return Watchdog(
+            seconds, launch.rank, launch.world_size, host(), report, store, lambda: checkpointer.pieces
+        )  # fmt: skip
 
     def _count(self, ending: Ending, stage: Stage) -> None:
         totals = self._totals

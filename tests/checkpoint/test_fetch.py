@@ -11,6 +11,7 @@ import pytest
 from megavideo.checkpoint.candidates import newest_manifest
 from megavideo.checkpoint.fetch import fetch_checkpoint
 from megavideo.checkpoint.manifest import DamagedError
+from megavideo.checkpoint.progress import SaveProgress
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.checkpoint.store_place import StorePlace
 from megavideo.config.schema.checkpoint import CheckpointConfig
@@ -42,6 +43,30 @@ def test_copies_come_back(tmp_path: Path, s3_bucket: str, config: CheckpointConf
     assert [path.name for path in (tmp_path / "back").iterdir()] == ["step_00000003"]
     manifest = newest_manifest(tmp_path / "nowhere", storage)
     assert manifest is not None and manifest.progress == {"at": 3}
+
+
+def test_a_store_tells_that_bytes_go_up(tmp_path: Path, s3_bucket: str) -> None:
+    storage, data = open_storage(f"{s3_bucket}/runs/small"), bytes(range(256)) * (1 << 14)
+    (tmp_path / "file").write_bytes(data)
+    progress = SaveProgress()
+    storage.write_bytes("a", data, progress.add)
+    put = progress.pieces
+    storage.upload(tmp_path / "file", "b", progress.add)
+    assert put > 4 and progress.pieces - put > 4  # of 4 MiB
+    assert storage.read_bytes("a") == storage.read_bytes("b") == data
+
+
+@pytest.mark.parametrize("config", [CONFIG, STRAIGHT])
+def test_a_save_tells_that_it_moves(tmp_path: Path, config: CheckpointConfig) -> None:
+    """More than once a file: the big ones take long."""
+    storage = open_storage(str(tmp_path / "store"))
+    with Checkpointer(config, tmp_path / "run", SaveGroup(0, 1, "one"), storage) as checkpointer:
+        checkpointer.save(header(1), fragments(1))
+        checkpointer.wait(required=True)
+        pieces = checkpointer.pieces
+        assert pieces > (3 if config.through_folder else 0)
+        checkpointer.wait()
+        assert checkpointer.pieces == pieces
 
 
 def test_a_damaged_copy_is_named(tmp_path: Path, s3_bucket: str) -> None:

@@ -103,6 +103,25 @@ def test_a_rank_that_is_alive_and_elsewhere_is_named_by_both(tmp_path: Path) -> 
     assert [(one["rank"], one["doing"]) for one in row["laggards"]] == [(0, "training"), (1, "reading")]
 
 
+def test_a_save_that_is_slow_and_moves_is_no_hang(tmp_path: Path) -> None:
+    """Rank 1 takes three times the limit, and rank 0 waits for it without a piece of its own that moves."""
+    words = [str(tmp_path), "slow_store", str(SECONDS)]
+    with Launched("tests.train.hanging", words, tmp_path / "logs", processes=2) as launched:
+        finished = launched.finish()
+    assert finished.status == 0, finished.err
+    assert not (tmp_path / "faults.jsonl").exists()
+    assert (tmp_path / "store" / "step_00000005" / "manifest.json").is_file()
+
+
+def test_a_save_that_is_stuck_is_a_hang_of_all_that_wait_for_it(tmp_path: Path) -> None:
+    words = [str(tmp_path), "stuck_store", str(SECONDS)]
+    with Launched("tests.train.hanging", words, tmp_path / "logs", processes=2) as launched:
+        finished = launched.finish()
+    assert finished.err.count(f"exitcode  : {HUNG_STATUS}") == 2, finished.err
+    row = _row(tmp_path)
+    assert (row["kind"], row["rank"], row["doing"], row["step"]) == ("hang", 0, "saving", 5)
+
+
 def test_a_process_alone_gets_longer_for_its_first_steps_and_may_be_suspended(tmp_path: Path) -> None:
     with Launched("tests.train.hanging", [str(tmp_path), "alone", "0.5"], tmp_path / "logs") as launched:
         launched.wait_for_lines(tmp_path / "0.txt", 1)

@@ -18,6 +18,8 @@ from megavideo.data.storage.retry import RetryPolicy
 from megavideo.errors import DataError
 from megavideo.observe.whole_file import TEMPORARY_PREFIX, replacing, write_file
 
+_CHUNK_BYTES = 8 << 20
+
 
 class LocalStorage:
     """A folder. It need not exist before the first write."""
@@ -36,10 +38,12 @@ class LocalStorage:
         with _reading(self._path(name)):
             return self._path(name).read_bytes()
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: bytes, on_progress: Callable[[], None] | None = None) -> None:
         """Write the file atomically, making its folder; DataError where the disk refuses."""
         with writing(self._path(name)):
             write_file(self._path(name), data)
+        if on_progress is not None:
+            on_progress()
 
     def exists(self, name: str) -> bool:
         """True where the file exists; DataError where the folder may not be looked into."""
@@ -73,10 +77,14 @@ class LocalStorage:
         with self.open(name) as source, writing(path), replacing(path) as temporary, temporary.open("wb") as file:
             shutil.copyfileobj(source, file)
 
-    def upload(self, path: Path, name: str) -> None:
+    def upload(self, path: Path, name: str, on_progress: Callable[[], None] | None = None) -> None:
         """Copy `path` into the folder."""
-        with writing(self._path(name)), replacing(self._path(name)) as temporary:
-            shutil.copyfile(path, temporary)
+        place = self._path(name)
+        with writing(place), replacing(place) as temporary, path.open("rb") as source, temporary.open("wb") as file:
+            while chunk := source.read(_CHUNK_BYTES):
+                file.write(chunk)
+                if on_progress is not None:
+                    on_progress()
 
     def delete(self, name: str) -> None:
         """Remove the file if it is there; DataError where the disk refuses."""

@@ -23,8 +23,8 @@ class Storage(Protocol):
         """The whole content of `name`; DataError where it is missing or unreadable."""
         ...
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write or replace `name` as a whole."""
+    def write_bytes(self, name: str, data: bytes, on_progress: Callable[[], None] | None = None) -> None:
+        """Write or replace `name` as a whole; `on_progress` is called now and then while bytes go there."""
         ...
 
     def exists(self, name: str) -> bool:
@@ -46,8 +46,8 @@ class Storage(Protocol):
         """Copy `name` to the local file `path`, atomically."""
         ...
 
-    def upload(self, path: Path, name: str) -> None:
-        """Copy the local file `path` to `name`."""
+    def upload(self, path: Path, name: str, on_progress: Callable[[], None] | None = None) -> None:
+        """Copy the local file `path` to `name`; `on_progress` as for `write_bytes`."""
         ...
 
     def delete(self, name: str) -> None:

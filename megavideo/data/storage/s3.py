@@ -28,6 +28,7 @@ Patience = Callable[[Exception], float]
 _CHUNK_BYTES = 1 << 20
 _WRITE_SECONDS = 60.0  # a store may take long to answer for what it has to keep
 _LEAST_BYTES_PER_SECOND = 1024
+_MOST_PUT_BYTES = 5 << 30  # in one request, by S3's own rule
 
 
 class S3Storage:
@@ -116,10 +117,20 @@ class S3Storage:
         self._copy_to(name, content, lambda: None, patience)
         return content.getvalue()
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Put the object; a store shows it whole or not at all."""
+    def write_bytes(self, name: str, data: bytes, on_progress: Callable[[], None] | None = None) -> None:
+        """Put the object, in one request; a store shows it whole or not at all."""
         key = self._key(name)
-        self._call(name, lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=data), writes=True)
+
+        def attempt(client: Any) -> None:
+            if on_progress is None:
+                client.put_object(Bucket=self.bucket, Key=key, Body=data)
+                return
+            from boto3.s3.transfer import TransferConfig
+
+            whole = TransferConfig(multipart_threshold=_MOST_PUT_BYTES, use_threads=False)
+            client.upload_fileobj(io.BytesIO(data), self.bucket, key, Callback=_called(on_progress), Config=whole)
+
+        self._call(name, attempt, writes=True)
 
     def exists(self, name: str) -> bool:
         """True where the object exists; DataError where the store or bucket cannot be reached."""
@@ -175,15 +186,21 @@ class S3Storage:
         with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
             self._copy_to(name, file, lambda: None, patience)
 
-    def upload(self, path: Path, name: str) -> None:
+    def upload(self, path: Path, name: str, on_progress: Callable[[], None] | None = None) -> None:
         """Copy `path` to the object."""
         key = self._key(name)
-        self._call(name, lambda client: client.upload_file(str(path), self.bucket, key), writes=True)
+        told = None if on_progress is None else _called(on_progress)
+        self._call(name, lambda client: client.upload_file(str(path), self.bucket, key, Callback=told), writes=True)
 
     def delete(self, name: str) -> None:
         """Remove the object."""
         key = self._key(name)
         self._call(name, lambda client: client.delete_object(Bucket=self.bucket, Key=key), writes=True)
+
+
+def _called(on_progress: Callable[[], None]) -> Callable[[int], None]:
+    """As boto3 calls it, with the number of bytes that were sent, from any of its threads."""
+    return lambda num_bytes: on_progress()
 
 
 def _copy(body: Any, file: BinaryIO, stall_seconds: float, on_progress: Callable[[], None]) -> int:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
 ENDED = "ended"  # what a rank is doing that left the loop
+_MOVED = "moved"
 
 Reason = Literal["silent", "ended", "behind", "elsewhere"]
 
@@ -23,6 +24,10 @@ class Store(Protocol):
 
     def set(self, key: str, value: str) -> None:
         """Write one key."""
+        ...
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number that begins with 0; its new value."""
         ...
 
     def check(self, keys: list[str]) -> bool:
@@ -77,6 +82,13 @@ class Heartbeats:
     def write(self, beat: Heartbeat) -> None:
         """Write this rank's. Raises RuntimeError where the store is gone."""
         self._store.set(str(beat.rank), json.dumps(asdict(beat)))
+
+    def moved(self, more: bool) -> int:
+        """A number that all ranks share, made greater where this one has `more` to tell. Raises RuntimeError likewise.
+
+        One number, so that asking costs as little among thousands of ranks as among two.
+        """
+        return self._store.add(_MOVED, int(more))
 
     def read(self) -> dict[int, Heartbeat]:
         """Those of all ranks that ever wrote. Raises RuntimeError where the store is gone or does not answer."""

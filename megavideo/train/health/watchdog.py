@@ -4,6 +4,9 @@ A rank that waits for another inside a collective cannot help itself: the call d
 the loop ends the process when no beat has come for the limit. It tells what the rank was doing, prints the stacks of
 all threads, names the ranks that hold up the others, and leaves with status 76; the launcher then ends the ranks that
 cannot end by themselves, as one that is stopped (`srun --kill-on-bad-exit`; torchrun, 30 s later).
+
+A save that is waited for may be slower than the limit, as to a store far away. While pieces of it still move, on this
+rank or another, that counts as a beat: ranks tell each other by a number in the store that grows.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from megavideo.train.health.heartbeats import ENDED, Heartbeat, Heartbeats, Lagg
 FIRST_STEPS_FACTOR = 3.0
 # from the end of the limit until the process has ended, whatever the store and the file systems do
 LEAVE_SECONDS = 40.0
+SAVING = "saving"  # what a rank is doing that waits for a save
 _MOST_INTERVAL_SECONDS = 10.0
 _STORE_SECONDS = 5.0
 _NAMED = 16
@@ -76,8 +80,9 @@ class Watchdog:
     Until two steps are made the limit is 3 times that. The process has ended 40 s after the limit at the latest.
     `store` is a connection that nothing else uses (`parallel.distributed.own_store`), None for one process alone.
     `report` is told of the hang on one rank, the first that is alive, or on all if the store does not answer. Time in
-    which the whole process was stopped, as by `scontrol suspend`, does not count. Used in a `with` block around the
-    loop.
+    which the whole process was stopped, as by `scontrol suspend`, does not count. `saved_pieces` is a number that grows
+    while this rank's saves move, which puts the end off, here and on the ranks that wait for this one, as long as the
+    loop is `SAVING`. Used in a `with` block around the loop.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Watchdog:
         host: str,
         report: Callable[[Hang], None],
         store: Store | None = None,
+        saved_pieces: Callable[[], int] = lambda: 0,
     ) -> None:
         self._seconds = seconds
         self._rank = rank
@@ -98,6 +104,9 @@ class Watchdog:
         self._last = (0, "starting")  # replaced as a whole by each beat: another thread sees a new one
         self._steps: set[int] = set()
         self._count = 0
+        self._saved_pieces = saved_pieces
+        self._told_pieces = 0
+        self._moved = 0  # what the ranks told each other of their saves
         self._hung = False
         self._found: tuple[Laggard, ...] | None = None
         self._stopping = threading.Event()
@@ -138,16 +147,20 @@ class Watchdog:
     def _watch(self) -> None:
         """Wait for the limit to pass, then end the process."""
         tick_seconds = self._interval_seconds / 4
-        watched, quiet_seconds, before = self._last, 0.0, time.monotonic()
+        watched, seen, quiet_seconds, before = self._last, self._progress(), 0.0, time.monotonic()
         while not self._stopping.wait(tick_seconds):
-            now, last = time.monotonic(), self._last
-            if last is not watched:
-                watched, quiet_seconds = last, 0.0
+            now, last, progress = time.monotonic(), self._last, self._progress()
+            if last is not watched or progress != seen:
+                watched, seen, quiet_seconds = last, progress, 0.0
             # a thread that sleeps for a moment and wakes after an hour was not the only one that was stopped
             quiet_seconds += min(now - before, 2 * tick_seconds)
             before = now
             if quiet_seconds > self._limit_seconds():
                 self._end(quiet_seconds)
+
+    def _progress(self) -> tuple[int, int]:
+        """Of the save that this rank waits for, and of those that others do: a change of either is a sign of life."""
+        return (self._saved_pieces() if self._last[1] == SAVING else 0), self._moved
 
     def _end(self, quiet_seconds: float) -> NoReturn:
         self._hung = True
@@ -165,6 +178,7 @@ class Watchdog:
         try:
             while not self._stopping.is_set():
                 self._write()
+                self._exchange(self._beats)
                 self._stopping.wait(self._interval_seconds)
             self._write()
         except RuntimeError as error:
@@ -175,6 +189,12 @@ class Watchdog:
         step, doing = self._last
         self._count += 1
         self._beats.write(Heartbeat(self._rank, self._host, step, doing, self._count, self._hung))
+
+    def _exchange(self, beats: Heartbeats) -> None:
+        """Tell that this rank's save moves, where it is waited for, and hear whether any rank's does."""
+        pieces = self._saved_pieces() if self._last[1] == SAVING else self._told_pieces
+        self._moved = beats.moved(pieces != self._told_pieces)
+        self._told_pieces = pieces
 
     def _tell(self, seconds: float) -> None:
         step, doing = self._last
