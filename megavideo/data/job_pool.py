@@ -102,7 +102,12 @@ def _pooled(
 
 
 def _begin_worker(begin: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Let a worker end when the process that started it was killed, and be quiet about an interrupt by keyboard."""
+    become_worker()
+    begin(*arguments)
+
+
+def become_worker() -> None:
+    """Let this process end when the one that started it was killed, and be quiet about an interrupt by keyboard."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -114,4 +119,3 @@ def _begin_worker(begin: Callable[..., None], arguments: tuple[Any, ...]) -> Non
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    begin(*arguments)

@@ -120,9 +120,9 @@ def test_sizes_that_make_no_key() -> None:
         make_table(vast)
 
 
-@pytest.mark.parametrize("rows_at_once", [7, 8192])
-def test_the_table_of_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
-    monkeypatch.setattr("megavideo.data.dataset.manifest._PART_ROWS", rows_at_once)
+@pytest.mark.parametrize("block_bytes", [1, 700, 1 << 20])
+def test_the_table_of_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr("megavideo.data.dataset.manifest._BLOCK_BYTES", block_bytes)
     samples = [replace(s, latent=Grid(s.latent.t, s.latent.h, 2 * s.latent.w)) for s in some()]
     dataset = dataset_of(samples, tmp_path / "data")
     expected = make_table(samples, ["films/*"])

@@ -21,7 +21,8 @@ from safetensors.numpy import load, save
 
 from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.dataset.caption_texts import CAPTION_COLUMNS
-from megavideo.data.dataset.manifest import Manifest, damaged
+from megavideo.data.dataset.manifest import Manifest
+from megavideo.data.dataset.manifest_rows import ManifestRows, damaged
 from megavideo.data.storage.open import open_storage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.storage.retry import RetryPolicy
@@ -107,16 +108,9 @@ class LatentDataset:
     def manifest(self) -> Manifest:
         """The list of its samples, as a file to be read."""
         info = self.info
-        return Manifest(
-            uri=self.uri,
-            name=info.manifest_name,
-            storage=self.storage,
-            checksum=info.checksums.get(info.manifest_name, ""),
-            num_samples=info.num_samples,
-            patch=info.patch,
-            time_ratio=info.time_ratio,
-            space_ratio=info.space_ratio,
-        )
+        name = info.manifest_name
+        rows = ManifestRows(self.uri, name, info.num_samples, info.patch, info.time_ratio, info.space_ratio)
+        return Manifest(rows, self.storage, info.checksums.get(name, ""))
 
     @cached_property
     def samples(self) -> tuple[SampleInfo, ...]:

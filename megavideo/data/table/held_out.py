@@ -12,6 +12,7 @@ unless new ones of its own stratum come before it, or new strata take their shar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,15 +53,20 @@ def held_out(table: SampleTable, count: int) -> Integers:
     return pick_held_out(table, among, count)
 
 
-def pick_held_out(table: SampleTable, among: npt.NDArray[np.bool_], count: int) -> Integers:
-    """As `held_out`, of the samples whose flags `among` [N] are set."""
+def pick_held_out(
+    table: SampleTable,
+    among: npt.NDArray[np.bool_],
+    count: int,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Integers:
+    """As `held_out`, of the samples whose flags `among` [N] are set. `on_progress` is called now and then."""
     available = int(np.count_nonzero(among))
     if count >= available:
         raise DataError(
             f"validation.clips={count}: so many held-out samples of {available} leave none to train on. Remedy: "
             "lower validation.clips, or name a dataset of its own in validation.uri"
         )
-    strata = _strata(table, among, count)
+    strata = _strata(table, among, count, on_progress)
     turn = _turns(list(strata))
     offers = [
         (place >= stratum.population // 2, place, *turn[code], sample)
@@ -70,7 +76,9 @@ def pick_held_out(table: SampleTable, among: npt.NDArray[np.bool_], count: int) 
     return np.array(sorted(offer[-1] for offer in sorted(offers)[:count]), np.int64)
 
 
-def _strata(table: SampleTable, among: npt.NDArray[np.bool_], count: int) -> dict[int, _Stratum]:
+def _strata(
+    table: SampleTable, among: npt.NDArray[np.bool_], count: int, on_progress: Callable[[], None]
+) -> dict[int, _Stratum]:
     strata: dict[int, _Stratum] = {}
     for chunk in table.chunks():
         ids = table.sample_ids(chunk.start, chunk.stop)
@@ -80,6 +88,7 @@ def _strata(table: SampleTable, among: npt.NDArray[np.bool_], count: int) -> dic
         for code in np.unique(codes[among[chunk]]).tolist():
             mine = (codes == code) & among[chunk]
             strata.setdefault(code, _Stratum()).add(hashes[mine], samples[mine], count)
+        on_progress()
     return strata
 
 

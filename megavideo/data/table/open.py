@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import logging
+import mmap
 import os
 import platform
 import secrets
@@ -36,6 +37,7 @@ from megavideo.observe.whole_file import TEMPORARY_PREFIX
 FOLDER_NAME = "megavideo-tables"
 _FORMAT = 1
 _PATIENCE_SECONDS = 120.0  # in which the one that makes a table must have moved
+_FLUSHED_BYTES = 256 << 20
 _TOLD_SECONDS = 5.0  # what takes longer is told
 _SELECTED = ("index", "run_begin", "run_group", "run_volume")
 Opened = TypeVar("Opened")
@@ -81,8 +83,7 @@ def open_selected(
         return select(table, selection)
 
     def make(temporary: Path, moved: Callable[[], None]) -> None:
-        del moved  # takes seconds where the table takes minutes
-        _save_selected(select(table, selection), temporary)
+        _save_selected(select(table, selection, moved), temporary)
 
     folder = _folder(cache, dataset, sources)
     return _made_once(
@@ -92,7 +93,7 @@ def open_selected(
 
 def _folder(cache: Path, dataset: LatentDataset, sources: Sequence[str]) -> Path:
     manifest = dataset.manifest
-    key = [_FORMAT, dataset.uri, manifest.name, manifest.checksum, manifest.num_samples, *sources]
+    key = [_FORMAT, dataset.uri, manifest.rows.name, manifest.checksum, manifest.rows.num_samples, *sources]
     return cache / FOLDER_NAME / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
@@ -155,9 +156,7 @@ def _make(folder: Path, make: Callable[[Path, Callable[[], None]], None], moved:
     try:
         make(temporary, moved)
         for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            moved()
+            _flush(path, moved)
         os.rename(temporary, folder)
     except OSError as error:
         # another machine was first, on a file system whose locks hold within a machine
@@ -168,6 +167,17 @@ def _make(folder: Path, make: Callable[[Path, Callable[[], None]], None], moved:
     seconds = time.monotonic() - begin
     if seconds > _TOLD_SECONDS:
         logging.getLogger(__name__).info("made the table of samples %s in %.0f s", folder, seconds)
+
+
+def _flush(path: Path, moved: Callable[[], None]) -> None:
+    """Have a file on its disk; a piece at a time, as a slow one takes longer for a column than others wait."""
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        with mmap.mmap(file.fileno(), size) as mapped:
+            for begin in range(0, size, _FLUSHED_BYTES):
+                mapped.flush(begin, min(_FLUSHED_BYTES, size - begin))
+                moved()
+        os.fsync(file.fileno())
 
 
 def _time_of_change(path: Path) -> int:

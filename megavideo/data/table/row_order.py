@@ -58,8 +58,9 @@ def rows_in_order(
     for begin, parts in _chunks(group, latent, text):
         keys = _keys(parts, radix)
         order = np.argsort(keys, kind="stable")
-        values, first, times = np.unique(keys[order], return_index=True, return_counts=True)
-        slots = np.searchsorted(found, values)
+        first = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        times = np.diff(first, append=len(order))
+        slots = np.searchsorted(found, keys[order[first]])
         index[np.repeat(free[slots] - first, times) + np.arange(len(order))] = begin + order
         free[slots] += times
         on_progress()
@@ -81,11 +82,12 @@ def _keys(parts: Integers, radix: list[int]) -> Integers:
 
 
 def _counted(found: Integers, counts: Integers, keys: Integers) -> tuple[Integers, Integers]:
+    """Sorted keys with their counts, after those of some more samples. Most of these are of keys that are known."""
     values, times = np.unique(keys, return_counts=True)
-    merged, back = np.unique(np.concatenate([found, values]), return_inverse=True)
-    total = np.zeros(len(merged), np.int64)
-    np.add.at(total, back, np.concatenate([counts, times]))
-    return merged, total
+    slots = np.searchsorted(found, values)
+    new = np.append(found, -1)[slots] != values
+    counts[slots[~new]] += times[~new]
+    return np.insert(found, slots[new], values[new]), np.insert(counts, slots[new], times[new])
 
 
 def _runs(found: Integers, place: Integers, radix: list[int]) -> Runs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -87,13 +88,12 @@ def make_table(samples: Iterable[SampleInfo], sources: Sequence[str] = ()) -> Sa
     `sources` are patterns: `image`, `video`, or a glob over the samples' `source`. A sample's group is the first that
     it matches; those that match none are the last group. Raises ValueError where a sample is missing or there twice.
     """
-    find = GroupFinder(sources)
     infos = sorted(samples, key=lambda sample: sample.index)
     if [sample.index for sample in infos] != list(range(len(infos))):
         raise ValueError(f"{len(infos)} samples, whose indices are not 0 to {len(infos) - 1}")
     latent = np.array([(s.latent.t, s.latent.h, s.latent.w) for s in infos], np.int32).reshape(-1, 3)
     text = np.array([sample.text_tokens for sample in infos], np.int32)
-    group = np.array([find(s.latent.t, s.source) for s in infos], np.int32)
+    group = groups_of(sources, latent[:, 0], [sample.source.encode() for sample in infos])
     ids = [sample.sample_id.encode() for sample in infos]
     index = np.zeros(len(infos), np.int64)
     runs = rows_in_order(group, latent, text, index)
@@ -151,16 +151,18 @@ def most_common_fps(table: SampleTable) -> float:
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
-class GroupFinder:
-    """Number of the first pattern that a sample matches; that of no pattern is the last."""
+def groups_of(
+    patterns: Sequence[str], frames: npt.NDArray[np.integer[Any]], sources: Sequence[bytes]
+) -> npt.NDArray[np.int32]:
+    """Number of the first pattern that each sample matches, [m]; that of no pattern is the last.
 
-    def __init__(self, sources: Sequence[str]) -> None:
-        self._sources = sources
-
-    def __call__(self, frames: int, source: str) -> int:
-        """The group of a sample of so many latent frames from `source`."""
-        kind = KINDS[frames > 1]
-        for number, pattern in enumerate(self._sources):
-            if pattern == kind if pattern in KINDS else fnmatch.fnmatchcase(source, pattern):
-                return number
-        return len(self._sources)
+    frames [m] are those of its latent, `sources` its source in UTF-8.
+    """
+    groups = np.full(len(frames), len(patterns), np.int32)
+    for number, pattern in reversed(list(enumerate(patterns))):
+        if pattern in KINDS:
+            groups[(frames > 1) == bool(KINDS.index(pattern))] = number
+        else:
+            fits = re.compile(fnmatch.translate(pattern)).match
+            groups[[fits(source.decode()) is not None for source in sources]] = number
+    return groups

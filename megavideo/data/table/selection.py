@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -118,10 +119,11 @@ def read_ids(path: str) -> frozenset[str]:
     return frozenset(line.strip() for line in lines if line.strip())
 
 
-def select(table: SampleTable, selection: Selection) -> Selected:
+def select(table: SampleTable, selection: Selection, on_progress: Callable[[], None] = lambda: None) -> Selected:
     """Leave out of the table what the selection says; DataError, naming the rule, where no sample is left.
 
-    Takes a byte a sample of memory, and the new `index`, eight bytes a sample that is left.
+    `on_progress` is called now and then. Takes a byte a sample of memory, and the new `index`, eight bytes a sample
+    that is left.
     """
     keep = np.zeros(table.num_samples, np.bool_)
     for begin in range(0, len(table), CHUNK):
@@ -129,13 +131,13 @@ def select(table: SampleTable, selection: Selection) -> Selected:
     left_out = LeftOut(num_samples=len(table))
 
     if selection.excluded:
-        known = _exclude(table, keep, selection.excluded)
+        known = _exclude(table, keep, selection.excluded, on_progress)
         unknown = sorted(selection.excluded - known)
         left_out = replace(left_out, unknown=len(unknown), unknown_first=tuple(unknown[:_MOST_NAMED]))
         left_out = _counted(left_out, "excluded", keep, selection)
     held_out = np.zeros(0, np.int64)
     if selection.num_held_out:
-        held_out = pick_held_out(table, keep, selection.num_held_out)
+        held_out = pick_held_out(table, keep, selection.num_held_out, on_progress)
         keep[held_out] = False
         left_out = _counted(left_out, "held_out", keep, selection)
     for rule, bounds in (("area", selection.area), ("frames", selection.frames)):
@@ -143,17 +145,20 @@ def select(table: SampleTable, selection: Selection) -> Selected:
             for chunk in table.chunks():
                 values = _value(rule, table.pixels[chunk])
                 keep[chunk] &= (bounds[0] <= values) & (values <= bounds[1])
+                on_progress()
             left_out = _counted(left_out, rule, keep, selection)
     return Selected(_taken(table, keep), held_out, left_out)
 
 
-def _exclude(table: SampleTable, keep: Flags, ids: frozenset[str]) -> frozenset[str]:
+def _exclude(table: SampleTable, keep: Flags, ids: frozenset[str], on_progress: Callable[[], None]) -> frozenset[str]:
     """Clear the flags of samples with these ids; those that some sample has."""
     wanted, known = {name.encode() for name in ids}, set()
-    for sample, name in enumerate(table.sample_ids()):
-        if name in wanted:
-            keep[sample] = False
-            known.add(name.decode())
+    for chunk in table.chunks():
+        for sample, name in enumerate(table.sample_ids(chunk.start, chunk.stop), chunk.start):
+            if name in wanted:
+                keep[sample] = False
+                known.add(name.decode())
+        on_progress()
     return frozenset(known)
 
 

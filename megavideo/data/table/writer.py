@@ -1,65 +1,94 @@
-"""The table of a manifest, written column by column while the manifest is read in parts.
+"""The table of a manifest, its columns written while the manifest is read in blocks, by several processes if large.
 
-Neither is ever in memory as a whole: a part of some thousand rows is, and the few keys by which rows are sorted.
+This process reads and hashes the blocks in order; each is taken apart by whoever is free, from pages that are in memory
+by then. Neither manifest nor table is ever in memory as a whole: blocks of some thousand rows are, and the few keys by
+which rows are sorted.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from megavideo.data.dataset.manifest import Manifest
+from megavideo.data.dataset.manifest import Block, Blocks, Manifest
+from megavideo.data.dataset.manifest_rows import ManifestRows
+from megavideo.data.table.column_file import ColumnFile, write_header
+from megavideo.data.table.ordered_pool import in_order, num_processes
 from megavideo.data.table.row_order import rows_in_order
-from megavideo.data.table.sample_table import GroupFinder, save_groups
+from megavideo.data.table.sample_table import groups_of, save_groups
 
-_GROUP = "group"  # a column that goes when rows are in order
+
+@dataclass(frozen=True)
+class _BlockWriter:
+    """What any process needs to write the columns of a block. `file` is the open manifest, be it named or not."""
+
+    rows: ManifestRows
+    file: str
+    sources: tuple[str, ...]
+    latent: ColumnFile
+    pixels: ColumnFile
+    text: ColumnFile
+    fps: ColumnFile
+    group: ColumnFile
+
+    def __call__(self, block: Block) -> tuple[npt.NDArray[np.int64], bytes]:
+        """Write all of its columns that have their place by now; lengths of its ids [m], and the ids."""
+        with open(self.file, "rb", buffering=0) as file:
+            lines = os.pread(file.fileno(), block.num_bytes, block.offset)
+        part = self.rows.parse(block.first, lines)
+        for column, values in (
+            (self.latent, part.latent), (self.pixels, part.pixels), (self.text, part.text), (self.fps, part.fps),
+            (self.group, groups_of(self.sources, part.latent[:, 0], part.sources)),
+        ):  # fmt: skip
+            column.write(part.first, values)
+        return np.array(list(map(len, part.sample_ids)), np.int64), b"".join(part.sample_ids)
 
 
 def write_table(
-    manifest: Manifest, sources: Sequence[str], folder: Path, on_progress: Callable[[], None] = lambda: None
+    manifest: Manifest,
+    sources: Sequence[str],
+    folder: Path,
+    on_progress: Callable[[], None] = lambda: None,
+    processes: int | None = None,
 ) -> None:
     """Write the table of all rows of a manifest, grouped by `sources`, into a new folder.
 
-    Raises DataError where the manifest cannot be read or is damaged, OSError where the disk refuses.
+    `processes` are as many as are worth it, unless given; the files are the same for any number. Raises DataError where
+    the manifest cannot be read or is damaged, naming its first bad line, and OSError where the disk refuses.
     """
     folder.mkdir(parents=True)
-    count = manifest.num_samples
+    count = manifest.rows.num_samples
+    processes = num_processes(count) if processes is None else processes
 
-    def column(name: str, dtype: type[np.generic], *shape: int) -> npt.NDArray[Any]:
-        made: npt.NDArray[Any] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), shape)
-        return made
+    def column(name: str, dtype: type[np.generic], *shape: int) -> ColumnFile:
+        return ColumnFile.create(folder, name, dtype, count, *shape)
 
-    latent, pixels = column("latent", np.int32, count, 3), column("pixels", np.int32, count, 3)
-    text, fps = column("text", np.int32, count), column("fps", np.float64, count)
-    group, id_begin = column(_GROUP, np.int32, count), column("id_begin", np.int64, count + 1)
-    find = GroupFinder(sources)
-    num_bytes = 0
-    with (folder / "id_bytes.npy").open("wb") as file:
-        _write_header(file, 0)
-        for part in manifest.parts(on_progress, folder):
-            rows = slice(part.first, part.end)
-            latent[rows], pixels[rows], text[rows], fps[rows] = part.latent, part.pixels, part.text, part.fps
-            frames = part.latent[:, 0].tolist()
-            group[rows] = [find(*each) for each in zip(frames, part.sources, strict=True)] if sources else 0
-            ids = [sample_id.encode() for sample_id in part.sample_ids]
-            id_begin[part.first + 1 : part.end + 1] = num_bytes + np.cumsum([len(name) for name in ids])
-            num_bytes += file.write(b"".join(ids))
-        file.seek(0)
-        _write_header(file, num_bytes)
+    latent, text, group = column("latent", np.int32, 3), column("text", np.int32), column("group", np.int32)
+    pixels, fps, index = column("pixels", np.int32, 3), column("fps", np.float64), column("index", np.int64)
+    id_begin = ColumnFile.create(folder, "id_begin", np.int64, count + 1)
+    with manifest.opened(on_progress, folder) as file, (folder / "id_bytes.npy").open("wb") as id_bytes:
+        write_header(id_bytes, np.dtype(np.uint8), (0,))
+        # by its number, as the copy of one in a store has no name
+        place = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        write = _BlockWriter(manifest.rows, place, tuple(sources), latent, pixels, text, fps, group)
+        blocks, num_ids, num_bytes = Blocks(manifest, file), 0, 0
+        for lengths, ids in in_order(write, (block for block, _ in blocks), processes):
+            ends = num_bytes + np.cumsum(lengths)
+            id_begin.write(num_ids + 1, ends)
+            num_ids, num_bytes = num_ids + len(ends), int(ends[-1])
+            id_bytes.write(ids)
+            on_progress()
+        blocks.check()
+        id_bytes.seek(0)
+        write_header(id_bytes, np.dtype(np.uint8), (num_bytes,))
 
-    runs = rows_in_order(group, latent, text, column("index", np.int64, count), on_progress)
+    runs = rows_in_order(group.mapped(), latent.mapped(), text.mapped(), index.mapped("r+"), on_progress)
     for name, values in (("run_begin", runs.begin), ("run_group", runs.group), ("run_volume", runs.volume)):
         np.save(folder / f"{name}.npy", values)
     save_groups(folder, (*sources, ""))
-    os.unlink(folder / f"{_GROUP}.npy")
-
-
-def _write_header(file: BinaryIO, count: int) -> None:
-    """The head of a `.npy` file of `count` bytes; of one length, as room is left in it for the count to grow."""
-    description = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, description)
+    group.path.unlink()
