@@ -49,7 +49,10 @@ def build_autoencoder(cfg: AutoencoderConfig, fit_videos: FitVideos) -> VideoAut
         return build_loaded(cfg.kind, cfg.path, cfg.precision, fit_videos, cfg.tile)
     if cfg.precision != "fp32":
         raise ConfigError(
-            "autoencoder.precision", cfg.precision, "has no effect on kind=pca, which computes in fp32", "leave it out"
+            "autoencoder.precision",
+            cfg.precision,
+            "has no effect on autoencoder.kind=pca, which computes in fp32",
+            "leave it out",
         )
     return fit_pca(_required("channels", cfg.channels), _required("fit_clips", cfg.fit_clips), fit_videos)
 
@@ -64,7 +67,9 @@ def build_text_encoder(cfg: TextEncoderConfig) -> TextEncoder:
     if cfg.kind == "transformers":
         return build_transformers_text(cfg.path, cfg.max_tokens)
     if cfg.dim is None:
-        raise ConfigError("text_encoder.dim", None, "kind=bytes needs it", "give text_encoder.dim=128, for example")
+        raise ConfigError(
+            "text_encoder.dim", None, "text_encoder.kind=bytes needs it", "give text_encoder.dim=128, for example"
+        )
     return BytesTextEncoder(cfg.dim, cfg.max_tokens)
 
 
@@ -156,5 +161,7 @@ def _kind_of(encoder: VideoAutoencoder | TextEncoder) -> str:
 
 def _required(name: str, value: int | None) -> int:
     if value is None:
-        raise ConfigError(f"autoencoder.{name}", None, "kind=pca needs it", f"give autoencoder.{name}=16, for example")
+        raise ConfigError(
+            f"autoencoder.{name}", None, "autoencoder.kind=pca needs it", f"give autoencoder.{name}=16, for example"
+        )
     return value

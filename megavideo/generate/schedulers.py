@@ -33,7 +33,7 @@ def build_scheduler(name: str, diffusion: DiffusionConfig, shift: float | None) 
             "scheduler",
             name,
             f"does not fit a run with diffusion.objective={diffusion.objective}, "
-            f"zero_terminal_snr={diffusion.zero_terminal_snr}",
+            f"diffusion.zero_terminal_snr={diffusion.zero_terminal_snr}",
             f"take one of {', '.join(legal)}",
         )
     if diffusion.objective == "flow":

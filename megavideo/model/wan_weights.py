@@ -43,10 +43,11 @@ def name_pairs(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """
     if config.modulation != "adaln" or config.fps_conditioning or config.place_embedding or not config.qk_norm:
         raise CheckpointError(
-            "only models with modulation=adaln, qk_norm=true, fps_conditioning=false and place_embedding=false have "
-            f"the form of WanTransformer3DModel; this one has modulation={config.modulation}, "
-            f"qk_norm={config.qk_norm}, fps_conditioning={config.fps_conditioning}, "
-            f"place_embedding={config.place_embedding}. Remedy: keep such a model in megavideo's own format"
+            "only models with model.modulation=adaln, model.qk_norm=true, model.fps_conditioning=false and "
+            "model.place_embedding=false have the form of WanTransformer3DModel; this one has "
+            f"model.modulation={config.modulation}, model.qk_norm={config.qk_norm}, "
+            f"model.fps_conditioning={config.fps_conditioning}, model.place_embedding={config.place_embedding}. "
+            "Remedy: keep such a model in megavideo's own format"
         )
     pairs: dict[str, tuple[str, ...]] = {"head.modulation_table": ("scale_shift_table",)}
     for leaf in ("weight", "bias"):

@@ -37,8 +37,8 @@ def train_with(words: str) -> TrainRun:
         (FP8 + "layers.fp8=e4m3", "layers.fp8", "must be one of none, current, delayed, block, mxfp8"),
         (FP8 + "data.tokens_per_pack=2056", "data.tokens_per_pack", "divide by 16"),
         (FP8 + "data.text_tokens_per_pack=1000", "data.text_tokens_per_pack", "divide by 16"),
-        (FP8 + "model.ffn=1000", "model.ffn", "divide by 16 on each of tp=1 ranks"),
-        (FP8 + "model.ffn=1040 layout=tp2-zero1", "model.ffn", "divide by 16 on each of tp=2 ranks"),
+        (FP8 + "model.ffn=1000", "model.ffn", "divide by 16 on each of 1 tensor-parallel ranks"),
+        (FP8 + "model.ffn=1040 layout=tp2-zero1", "model.ffn", "divide by 16 on each of 2 tensor-parallel ranks"),
         (FP8 + "data.tokens_per_pack=2064 layout=tp2-sp-zero1", "data.tokens_per_pack", "each of 2 ranks"),
     ],
 )

@@ -25,10 +25,10 @@ def logit_settings_fit_timesteps(cfg: TrainRun) -> None:
         value = getattr(diffusion, name)
         if diffusion.timesteps == "logit_normal" and value is None:
             raise ConfigError(
-                f"diffusion.{name}", None, "timesteps=logit_normal needs it", "give a number, as 0.0 and 1.0"
+                f"diffusion.{name}", None, "diffusion.timesteps=logit_normal needs it", "give a number, as 0.0 and 1.0"
             )
         if diffusion.timesteps == "uniform" and value is not None:
-            rule = "has no effect with timesteps=uniform"
+            rule = "has no effect with diffusion.timesteps=uniform"
             raise ConfigError(
                 f"diffusion.{name}", value, rule, "add diffusion.logit_mean=null diffusion.logit_std=null"
             )
@@ -41,15 +41,21 @@ def shift_belongs_to_flow(cfg: TrainRun) -> None:
         return
     if diffusion.shift is not None:
         raise ConfigError(
-            "diffusion.shift", diffusion.shift, "has no effect with objective=ddpm", "add diffusion.shift=null"
+            "diffusion.shift",
+            diffusion.shift,
+            "has no effect with diffusion.objective=ddpm",
+            "add diffusion.shift=null",
         )
     if diffusion.shift_by_size:
         remedy = "add diffusion.shift_by_size=false"
-        raise ConfigError("diffusion.shift_by_size", True, "has no effect with objective=ddpm", remedy)
+        raise ConfigError("diffusion.shift_by_size", True, "has no effect with diffusion.objective=ddpm", remedy)
     if diffusion.shift_by_content:
         remedy = "add diffusion.shift_by_content=0"
         raise ConfigError(
-            "diffusion.shift_by_content", diffusion.shift_by_content, "has no effect with objective=ddpm", remedy
+            "diffusion.shift_by_content",
+            diffusion.shift_by_content,
+            "has no effect with diffusion.objective=ddpm",
+            remedy,
         )
 
 
@@ -67,7 +73,7 @@ def terminal_snr_fits(cfg: TrainRun) -> None:
         return
     if diffusion.objective == "flow":
         remedy = "add diffusion.zero_terminal_snr=false; flow matching ends in pure noise already"
-        raise ConfigError("diffusion.zero_terminal_snr", True, "has no effect with objective=flow", remedy)
+        raise ConfigError("diffusion.zero_terminal_snr", True, "has no effect with diffusion.objective=flow", remedy)
     if diffusion.prediction == "epsilon":
         rule = "at an SNR of zero a prediction of epsilon does not determine the clip"
         raise ConfigError("diffusion.zero_terminal_snr", True, rule, "take diffusion.prediction=v")
@@ -79,11 +85,13 @@ def min_snr_fits(cfg: TrainRun) -> None:
     chosen = diffusion.loss_weight == "min_snr"
     if chosen and diffusion.objective != "ddpm":
         remedy = "take diffusion.loss_weight=none or shift_sigma"
-        raise ConfigError("diffusion.loss_weight", "min_snr", "is defined for objective=ddpm", remedy)
+        raise ConfigError("diffusion.loss_weight", "min_snr", "is defined for diffusion.objective=ddpm", remedy)
     if chosen and diffusion.snr_gamma is None:
-        raise ConfigError("diffusion.snr_gamma", None, "loss_weight=min_snr needs it", "take diffusion.snr_gamma=5.0")
+        raise ConfigError(
+            "diffusion.snr_gamma", None, "diffusion.loss_weight=min_snr needs it", "take diffusion.snr_gamma=5.0"
+        )
     if not chosen and diffusion.snr_gamma is not None:
-        rule = f"has no effect with loss_weight={diffusion.loss_weight}"
+        rule = f"has no effect with diffusion.loss_weight={diffusion.loss_weight}"
         raise ConfigError("diffusion.snr_gamma", diffusion.snr_gamma, rule, "add diffusion.snr_gamma=null")
 
 
@@ -93,12 +101,12 @@ def shift_sigma_fits(cfg: TrainRun) -> None:
     chosen = diffusion.loss_weight == "shift_sigma"
     if chosen and diffusion.objective != "flow":
         remedy = "take diffusion.loss_weight=none or min_snr"
-        raise ConfigError("diffusion.loss_weight", "shift_sigma", "is defined for objective=flow", remedy)
+        raise ConfigError("diffusion.loss_weight", "shift_sigma", "is defined for diffusion.objective=flow", remedy)
     if chosen and diffusion.shift_loss_scale is None:
         remedy = "take diffusion.shift_loss_scale=1.0"
-        raise ConfigError("diffusion.shift_loss_scale", None, "loss_weight=shift_sigma needs it", remedy)
+        raise ConfigError("diffusion.shift_loss_scale", None, "diffusion.loss_weight=shift_sigma needs it", remedy)
     if not chosen and diffusion.shift_loss_scale is not None:
-        rule = f"has no effect with loss_weight={diffusion.loss_weight}"
+        rule = f"has no effect with diffusion.loss_weight={diffusion.loss_weight}"
         raise ConfigError(
             "diffusion.shift_loss_scale", diffusion.shift_loss_scale, rule, "add diffusion.shift_loss_scale=null"
         )

@@ -32,9 +32,9 @@ def min_lr_ratio_belongs_to_cosine(cfg: TrainRun) -> None:
     """The floor of the schedule is needed by cosine and means nothing to a constant rate."""
     optim = cfg.optim
     if optim.schedule == "cosine" and optim.min_lr_ratio is None:
-        raise ConfigError("optim.min_lr_ratio", None, "schedule=cosine needs it", "take optim.min_lr_ratio=0.1")
+        raise ConfigError("optim.min_lr_ratio", None, "optim.schedule=cosine needs it", "take optim.min_lr_ratio=0.1")
     if optim.schedule == "constant" and optim.min_lr_ratio is not None:
-        rule = "has no effect with schedule=constant"
+        rule = "has no effect with optim.schedule=constant"
         raise ConfigError("optim.min_lr_ratio", optim.min_lr_ratio, rule, "add optim.min_lr_ratio=null")
 
 

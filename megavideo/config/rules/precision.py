@@ -73,7 +73,7 @@ def fp8_sizes_divide(cfg: TrainRun) -> None:
     layout = parse_layout(cfg.layout)
     for name, size in (("width", cfg.model.width), ("ffn", cfg.model.ffn)):
         if size % (layout.tp * FP8_MULTIPLE):
-            rule = f"FP8 needs it to divide by {FP8_MULTIPLE} on each of tp={layout.tp} ranks"
+            rule = f"FP8 needs it to divide by {FP8_MULTIPLE} on each of {layout.tp} tensor-parallel ranks"
             legal = -(-size // (layout.tp * FP8_MULTIPLE)) * layout.tp * FP8_MULTIPLE
             raise ConfigError(f"model.{name}", size, rule, f"take model.{name}={legal}, or layers.fp8=none")
     check_fp8_alignment(cfg.data.tokens_per_pack, layout)
