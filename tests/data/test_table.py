@@ -272,3 +272,14 @@ def test_a_home_folder_is_known_in_the_cache(monkeypatch: pytest.MonkeyPatch, tm
     # no shell expands it behind a dotted name
     assert cache_folder("runs", "~/cache") == tmp_path / "cache"
     assert cache_folder("runs", None) == Path("runs/cache")
+
+
+def test_a_disk_without_room_is_told_before_the_manifest_is_read(small_disk: Path, tmp_path: Path) -> None:
+    dataset = dataset_of(some(), tmp_path / "data")
+    vast = replace(dataset, info=replace(dataset.info, num_samples=1_000_000))
+    (tmp_path / "data" / "manifest_v1.jsonl").unlink()
+    with pytest.raises(DataError, match=r"table of samples cannot be kept there .*No space left.*Remedy"):
+        open_samples(vast, (), small_disk)
+    assert not list(small_disk.rglob("*.npy"))
+    with pytest.raises(DataError, match=r"manifest_v1\.jsonl: cannot be read"):
+        open_samples(dataset, (), small_disk)

@@ -41,7 +41,7 @@ def files(dataset: LatentDataset, folder: Path, processes: int) -> dict[str, byt
 
 def test_the_files_are_the_same_for_any_number_of_processes(dataset: LatentDataset, tmp_path: Path) -> None:
     expected = files(dataset, tmp_path / "1", 1)
-    assert len(expected) == 11
+    assert len(expected) == 12
     for processes in (2, 3):
         assert files(dataset, tmp_path / str(processes), processes) == expected
 

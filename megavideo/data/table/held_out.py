@@ -1,7 +1,7 @@
 """Samples that are held out of training, so that a run can be measured on what it has not seen.
 
 Samples fall into strata by duration (images, then octaves of frames) and resolution (octaves of pixels). Within one
-they stand in the order of a keyed hash of their ids, and strata give in turn: the first of each, then the second. The
+they stand in the order of the hash of their ids, and strata give in turn: the first of each, then the second. The
 order in which they give is a hash of the stratum's, an image stratum and one of videos by turns. A stratum gives more
 than half of its samples only when every other has given its half, so that no size is lost to training where there are
 samples enough.
@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from megavideo.data.permutation import Integers, Keys, keys
 from megavideo.data.table.sample_table import CHUNK, SampleTable
 from megavideo.errors import DataError
 
-_KEY = 0x6D656761766964  # of the hash of ids
+_KEY = 0x6D656761766964  # of the order of strata
 _RESOLUTIONS = 64  # more octaves than pixels can have
 
 
@@ -81,8 +80,7 @@ def _strata(
 ) -> dict[int, _Stratum]:
     strata: dict[int, _Stratum] = {}
     for chunk in table.chunks():
-        ids = table.sample_ids(chunk.start, chunk.stop)
-        hashes = np.fromiter((xxhash.xxh64_intdigest(name, _KEY) for name in ids), np.uint64)
+        hashes = table.id_hash[chunk]
         samples = np.arange(chunk.start, chunk.stop)
         codes = _codes(table.pixels[chunk])
         for code in np.unique(codes[among[chunk]]).tolist():

@@ -35,7 +35,7 @@ from megavideo.errors import DataError
 from megavideo.observe.whole_file import TEMPORARY_PREFIX
 
 FOLDER_NAME = "megavideo-tables"
-_FORMAT = 1
+_FORMAT = 2
 _PATIENCE_SECONDS = 120.0  # in which the one that makes a table must have moved
 _FLUSHED_BYTES = 256 << 20
 _TOLD_SECONDS = 5.0  # what takes longer is told

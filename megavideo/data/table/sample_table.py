@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from megavideo.data.table.row_order import rows_in_order
 from megavideo.errors import DataError
@@ -27,6 +28,7 @@ from megavideo.types import Grid, SampleInfo
 KINDS = ("image", "video")
 CHUNK = 1 << 18  # samples that are looked at together
 _NAMES = "groups.json"
+_ID_KEY = 0x6D656761766964
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class SampleTable:
     """N samples, of which n are planned, in R runs of rows.
 
     By sample: latent [N, 3] its size (t, h, w), text [N] its caption's tokens, pixels [N, 3] frames, height and width,
-    fps [N], and its id, bytes id_begin[i] to id_begin[i + 1] of id_bytes. By row: index [n] the sample. Run r is rows
-    run_begin[r] to run_begin[r + 1], all of group run_group[r] and volume run_volume[r], captions of nearly one length.
+    fps [N], and its id, bytes id_begin[i] to id_begin[i + 1] of id_bytes, with its hash, id_hash [N], by which ids are
+    looked for and samples held out. By row: index [n] the sample. Run r is rows run_begin[r] to run_begin[r + 1], all
+    of group run_group[r] and volume run_volume[r], captions of nearly one length.
     """
 
     groups: tuple[str, ...]
@@ -46,6 +49,7 @@ class SampleTable:
     fps: npt.NDArray[np.float64]
     id_begin: npt.NDArray[np.int64]
     id_bytes: npt.NDArray[np.uint8]
+    id_hash: npt.NDArray[np.uint64]
     run_begin: npt.NDArray[np.int64]
     run_group: npt.NDArray[np.int64]
     run_volume: npt.NDArray[np.int64]
@@ -106,10 +110,16 @@ def make_table(samples: Iterable[SampleInfo], sources: Sequence[str] = ()) -> Sa
         fps=np.array([sample.fps for sample in infos], np.float64),
         id_begin=np.cumsum([0, *map(len, ids)]),
         id_bytes=np.frombuffer(b"".join(ids), np.uint8),
+        id_hash=hashes_of(ids),
         run_begin=runs.begin,
         run_group=runs.group,
         run_volume=runs.volume,
     )
+
+
+def hashes_of(ids: Iterable[bytes]) -> npt.NDArray[np.uint64]:
+    """A hash of each id, which depends on nothing else: XXH64 under a key."""
+    return np.fromiter((xxhash.xxh64_intdigest(sample_id, _ID_KEY) for sample_id in ids), np.uint64)
 
 
 def save_groups(folder: Path, groups: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.permutation import Integers
 from megavideo.data.table.held_out import pick_held_out
-from megavideo.data.table.sample_table import CHUNK, SampleTable
+from megavideo.data.table.sample_table import CHUNK, SampleTable, hashes_of
 from megavideo.errors import ConfigError, DataError
 
 Flags = npt.NDArray[np.bool_]
@@ -152,12 +152,13 @@ def select(table: SampleTable, selection: Selection, on_progress: Callable[[], N
 
 def _exclude(table: SampleTable, keep: Flags, ids: frozenset[str], on_progress: Callable[[], None]) -> frozenset[str]:
     """Clear the flags of samples with these ids; those that some sample has."""
-    wanted, known = {name.encode() for name in ids}, set()
+    known, hashes = set(), hashes_of(name.encode() for name in ids)
     for chunk in table.chunks():
-        for sample, name in enumerate(table.sample_ids(chunk.start, chunk.stop), chunk.start):
-            if name in wanted:
+        for sample in (chunk.start + np.flatnonzero(np.isin(table.id_hash[chunk], hashes))).tolist():
+            name = table.sample_id(sample)
+            if name in ids:
                 keep[sample] = False
-                known.add(name.decode())
+                known.add(name)
         on_progress()
     return frozenset(known)
 

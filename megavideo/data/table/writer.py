@@ -8,9 +8,11 @@ which rows are sorted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,32 +22,47 @@ from megavideo.data.dataset.manifest_rows import ManifestRows
 from megavideo.data.table.column_file import ColumnFile, write_header
 from megavideo.data.table.ordered_pool import in_order, num_processes
 from megavideo.data.table.row_order import rows_in_order
-from megavideo.data.table.sample_table import groups_of, save_groups
+from megavideo.data.table.sample_table import groups_of, hashes_of, save_groups
+
+_GROUP = "group"  # a column that goes when rows are in order
+# Written block by block: what a value is, and how many each row has.
+_COLUMNS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    "latent": (np.int32, (3,)),
+    "pixels": (np.int32, (3,)),
+    "text": (np.int32, ()),
+    "fps": (np.float64, ()),
+    "id_hash": (np.uint64, ()),
+    _GROUP: (np.int32, ()),
+}
 
 
 @dataclass(frozen=True)
 class _BlockWriter:
-    """What any process needs to write the columns of a block. `file` is the open manifest, be it named or not."""
+    """What any process needs to write the columns of a block; `file` is the manifest."""
 
     rows: ManifestRows
     file: str
     sources: tuple[str, ...]
-    latent: ColumnFile
-    pixels: ColumnFile
-    text: ColumnFile
-    fps: ColumnFile
-    group: ColumnFile
+    columns: Mapping[str, ColumnFile]
 
     def __call__(self, block: Block) -> tuple[npt.NDArray[np.int64], bytes]:
-        """Write all of its columns that have their place by now; lengths of its ids [m], and the ids."""
+        """Write all columns that have their place by now; lengths [m] of the ids, whose place is not known, and these.
+
+        Raises DataError, naming the line, for one that is no row.
+        """
         with open(self.file, "rb", buffering=0) as file:
             lines = os.pread(file.fileno(), block.num_bytes, block.offset)
         part = self.rows.parse(block.first, lines)
-        for column, values in (
-            (self.latent, part.latent), (self.pixels, part.pixels), (self.text, part.text), (self.fps, part.fps),
-            (self.group, groups_of(self.sources, part.latent[:, 0], part.sources)),
-        ):  # fmt: skip
-            column.write(part.first, values)
+        values: dict[str, npt.NDArray[Any]] = {
+            "latent": part.latent,
+            "pixels": part.pixels,
+            "text": part.text,
+            "fps": part.fps,
+            "id_hash": hashes_of(part.sample_ids),
+            _GROUP: groups_of(self.sources, part.latent[:, 0], part.sources),
+        }
+        for name, column in self.columns.items():
+            column.write(part.first, values[name])
         return np.array(list(map(len, part.sample_ids)), np.int64), b"".join(part.sample_ids)
 
 
@@ -63,32 +80,42 @@ def write_table(
     """
     folder.mkdir(parents=True)
     count = manifest.rows.num_samples
-    processes = num_processes(count) if processes is None else processes
-
-    def column(name: str, dtype: type[np.generic], *shape: int) -> ColumnFile:
-        return ColumnFile.create(folder, name, dtype, count, *shape)
-
-    latent, text, group = column("latent", np.int32, 3), column("text", np.int32), column("group", np.int32)
-    pixels, fps, index = column("pixels", np.int32, 3), column("fps", np.float64), column("index", np.int64)
-    id_begin = ColumnFile.create(folder, "id_begin", np.int64, count + 1)
-    with manifest.opened(on_progress, folder) as file, (folder / "id_bytes.npy").open("wb") as id_bytes:
-        write_header(id_bytes, np.dtype(np.uint8), (0,))
+    columns: dict[str, ColumnFile] = {}
+    for name, (dtype, shape) in _COLUMNS.items():
+        columns[name] = ColumnFile.create(folder, name, dtype, count, *shape)
+        on_progress()
+    with manifest.opened(on_progress, folder) as file:
         # by its number, as the copy of one in a store has no name
         place = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-        write = _BlockWriter(manifest.rows, place, tuple(sources), latent, pixels, text, fps, group)
-        blocks, num_ids, num_bytes = Blocks(manifest, file), 0, 0
-        for lengths, ids in in_order(write, (block for block, _ in blocks), processes):
-            ends = num_bytes + np.cumsum(lengths)
-            id_begin.write(num_ids + 1, ends)
-            num_ids, num_bytes = num_ids + len(ends), int(ends[-1])
-            id_bytes.write(ids)
-            on_progress()
+        write = _BlockWriter(manifest.rows, place, tuple(sources), columns)
+        blocks = Blocks(manifest, file)
+        jobs = (block for block, _ in blocks)
+        with closing(in_order(write, jobs, num_processes(count) if processes is None else processes)) as ids:
+            _write_ids(folder, count, ids, on_progress)
         blocks.check()
-        id_bytes.seek(0)
-        write_header(id_bytes, np.dtype(np.uint8), (num_bytes,))
 
-    runs = rows_in_order(group.mapped(), latent.mapped(), text.mapped(), index.mapped("r+"), on_progress)
-    for name, values in (("run_begin", runs.begin), ("run_group", runs.group), ("run_volume", runs.volume)):
-        np.save(folder / f"{name}.npy", values)
+    index = ColumnFile.create(folder, "index", np.int64, count)
+    group, latent, text = (columns[name].mapped() for name in (_GROUP, "latent", "text"))
+    runs = rows_in_order(group, latent, text, index.mapped("r+"), on_progress)
+    for name, run_values in (("run_begin", runs.begin), ("run_group", runs.group), ("run_volume", runs.volume)):
+        np.save(folder / f"{name}.npy", run_values)
     save_groups(folder, (*sources, ""))
-    group.path.unlink()
+    columns[_GROUP].path.unlink()
+
+
+def _write_ids(
+    folder: Path, count: int, ids: Iterable[tuple[npt.NDArray[np.int64], bytes]], on_progress: Callable[[], None]
+) -> None:
+    """The columns `id_begin` and `id_bytes`, of lengths and ids block by block."""
+    begin = ColumnFile.create(folder, "id_begin", np.int64, count + 1)
+    num_ids, num_bytes = 0, 0
+    with (folder / "id_bytes.npy").open("wb") as file:
+        write_header(file, np.dtype(np.uint8), (0,))
+        for lengths, names in ids:
+            ends = num_bytes + np.cumsum(lengths)
+            begin.write(num_ids + 1, ends)
+            file.write(names)
+            num_ids, num_bytes = num_ids + len(ends), int(ends[-1])
+            on_progress()
+        file.seek(0)
+        write_header(file, np.dtype(np.uint8), (num_bytes,))
