@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ FLOORS = {"fp32": 1e-4, "bf16": 5e-2}
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a layout is from one process, relative, at most over all steps.
+    """How far a layout is from one process, relative, at most over all steps; infinitely where one is not finite.
 
     `loss_rel` is of the loss and of its further terms. `max_grad_rel` is the largest of ||g - g'|| / ||g'|| over
-    parameters and steps, and `worst` the parameter that has it; `max_param_rel` and `max_ema_rel` the same of weights
-    and their average after the last step.
+    parameters and steps; `max_param_rel` and `max_ema_rel` the same of weights and their average after the last step.
+    `worst` names what has the largest of these three.
     """
 
     layout: str
@@ -43,27 +44,32 @@ class Difference:
 def compare(layout: str, oracle: Record, records: Sequence[Record], precision: str) -> Difference:
     """Compare the processes of a layout with one process. Raises ValueError where elements are missing."""
     floor = FLOORS[precision]
-    gradient, worst = _worst(oracle, records, "grad", floor)
+    gradient, weight, average = (_worst(oracle, records, kind, floor) for kind in ("grad", "weight", "ema"))
     return Difference(
         layout=layout,
         loss_rel=max(
             max(_series(oracle.losses, record.losses), _series(oracle.terms, record.terms)) for record in records
         ),
         grad_norm_rel=max(_series(oracle.grad_norms, record.grad_norms) for record in records),
-        max_grad_rel=gradient,
-        worst=worst,
-        max_param_rel=_worst(oracle, records, "weight", floor)[0],
-        max_ema_rel=_worst(oracle, records, "ema", floor)[0],
+        max_grad_rel=gradient[0],
+        worst=max(gradient, weight, average)[1],
+        max_param_rel=weight[0],
+        max_ema_rel=average[0],
     )
 
 
 def _series(expected: Sequence[float], found: Sequence[float]) -> float:
-    pairs = zip(expected, found, strict=True)
-    return max((abs(a - b) / max(abs(a), 1e-30) if b == b else float("inf") for a, b in pairs), default=0.0)
+    return max((_relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def _relative(expected: float, found: float) -> float:
+    if not math.isfinite(expected) or not math.isfinite(found):
+        return math.inf
+    return abs(expected - found) / max(abs(expected), 1e-30)
 
 
 def _worst(oracle: Record, records: Sequence[Record], kind: str, floor: float) -> tuple[float, str]:
-    """Largest relative difference of a kind over steps and parameters, and the parameter's name."""
+    """Largest relative difference of a kind over steps and parameters, and what has it."""
     whole = {(p.step, p.name): p.values for p in oracle.pieces if p.kind == kind}
     largest: dict[int, float] = defaultdict(float)
     for (step, _), values in whole.items():
@@ -88,4 +94,4 @@ def _worst(oracle: Record, records: Sequence[Record], kind: str, floor: float) -
         for (step, name), total in square.items()
     }
     (step, name), value = max(relative.items(), key=lambda item: item[1])
-    return value, f"{name} (step {step + 1})"
+    return value, f"gradient of {name} in step {step + 1}" if kind == "grad" else f"{kind} of {name}"

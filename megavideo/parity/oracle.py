@@ -1,4 +1,11 @@
-"""One process in plain torch: no engine, no groups, no sharding. What every layout must reproduce."""
+"""One process in plain torch: no engine, no groups, no sharding. What every layout must reproduce.
+
+It shares with the layouts what does not depend on one, and would not see a fault there: the model with its local
+layers (held to diffusers in tests/model), AdamW with its average and the learning rate (to torch in tests/optim), the
+packs with their noise and count of tokens (tests/data, tests/diffusion, tests/train), and the squared error. Its own
+are the sum over packs, the division by tokens, the clipping, the fp32 weights behind bf16, and the loss's further
+terms (`plain_terms`).
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from megavideo.config.layout import parse_layout
+from megavideo.errors import NumericsError
 from megavideo.model.dit import DiT
 from megavideo.optim.build import build_optimizer
 from megavideo.optim.schedule import learning_rate
@@ -28,7 +29,10 @@ from megavideo.train.step import Trainer, squared_error
 
 
 def run_process(spec: ParitySpec, layout_text: str, launch: Launch, counter: Counter | None = None) -> Record:
-    """Train the spec's steps under a layout; a collective call of all its processes. `counter` counts their sends."""
+    """Train the spec's steps under a layout; a collective call of all its processes. `counter` counts their sends.
+
+    Raises NumericsError where a step is skipped, since then there is no update to compare.
+    """
     engine = build_parity_engine(spec, layout_text, launch)
     engine.create_state()
     mesh = engine.plan.mesh
@@ -43,6 +47,9 @@ def run_process(spec: ParitySpec, layout_text: str, launch: Launch, counter: Cou
         counter.start(engine.deepspeed.module)
     for step in range(spec.steps):
         report, _ = trainer.step(step_input(spec, step, mesh.dp_rank, mesh.dp))
+        if not report.applied:
+            found = f"loss {report.loss}, gradient norm {report.grad_norm}"
+            raise NumericsError(f"step {step + 1} was skipped, as it is not finite: {found}")
         losses.append(report.loss)
         terms += report.terms.values()
         norms.append(report.grad_norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,10 +25,10 @@ from megavideo.parity.compare import Difference, compare
 from megavideo.parity.matrix import FAST, FULL, Batch
 from megavideo.parity.oracle import run_oracle
 from megavideo.parity.packs import start_value, step_input
-from megavideo.parity.pool import Pool
+from megavideo.parity.pool import Pool, RanksFailed
 from megavideo.parity.probe import probe_fp8
 from megavideo.parity.record import Record
-from megavideo.parity.spec import ParitySpec, check_pack
+from megavideo.parity.spec import ParitySpec, check_pack, in_own_names
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ LIMITS = {"fp32": Limits(1e-5, 1e-4), "bf16": Limits(2e-2, 2e-2)}
 
 @dataclass(frozen=True)
 class LayoutParity:
-    """One layout's differences from one process (see `Difference`), and whether they are within the limits."""
+    """One layout's differences from one process (see `Difference`), and whether they are within the limits.
+
+    `error` tells why its processes did not come to their end; there are no numbers then (NaN, in JSON null).
+    """
 
     layout: str
     case: str
@@ -56,6 +60,7 @@ class LayoutParity:
     max_ema_rel: float
     within: bool
     seconds: float
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,11 @@ class ParityReport:
 def run_parity(run: ParityRun, layouts: Sequence[str]) -> ParityReport:
     """Run every layout. Raises ConfigError, before any is run, for one that no process should be started for."""
     limits = {name: asdict(value) for name, value in LIMITS.items()}
+    if run.matrix != "none":
+        _refuse_others(run, ("matrix",), f"matrix={run.matrix}", "drop it, or name layouts instead of the matrix")
     if run.precision == "fp8":
+        heard = ("precision", "heads", "num_layers", "tokens", "pack", "modulation", "seed")
+        _refuse_others(run, heard, "precision=fp8", "drop it: FP8 is compared with bf16 on the first pack alone")
         return ParityReport((), limits, fp8=probe_fp8(ParitySpec.of(run), layouts))
     batches = _batches(run, layouts)
     for batch in batches:
@@ -91,15 +100,13 @@ def run_parity(run: ParityRun, layouts: Sequence[str]) -> ParityReport:
     return ParityReport(rows, limits, saved, failed=sum(not row.within for row in rows))
 
 
-def check_parity_layout(spec: ParitySpec, text: str) -> Layout:
-    """The layout, once every rule between it, the model and the packs holds. Raises ConfigError."""
+def check_parity_layout(spec: ParitySpec, text: str) -> None:
+    """Raise ConfigError, with the names of parity's settings, where a rule of layout, model and packs is broken."""
     check_pack(spec)
-    check(spec.as_training(text))
-    layout = parse_layout(text)
-    dp = layout.dp or 1
-    if spec.packs_per_step % dp:
-        raise ConfigError("packs_per_step", spec.packs_per_step, f"must divide by dp={dp}", f"take {dp}")
-    return layout
+    try:
+        check(spec.as_training(text))
+    except ConfigError as error:
+        raise in_own_names(error) from error
 
 
 def compare_layout(pool: Pool, spec: ParitySpec, oracle: Record, text: str, inside: str = "") -> Difference:
@@ -123,21 +130,19 @@ def _batches(run: ParityRun, layouts: Sequence[str]) -> list[Batch]:
     named = tuple(with_master_weights(text, spec.precision) for text in layouts)
     batches = [Batch("asked for", spec, named)] if layouts else []
     if run.matrix != "none":
-        _refuse_other_settings(run)
         batches += {"fast": FAST, "full": FULL}[run.matrix]
     if not batches:
         raise ConfigError("LAYOUT", None, "is required", "name layouts, as tp2-sp cp2-ring, or give --matrix fast")
     return batches
 
 
-def _refuse_other_settings(run: ParityRun) -> None:
-    """The matrix has specs of its own: a setting given with it would have no effect."""
-    plain = ParityRun(matrix=run.matrix)
+def _refuse_others(run: ParityRun, heard: Sequence[str], because: str, remedy: str) -> None:
+    """Raise ConfigError for a setting that is given and none of those `heard`, as it would have no effect."""
+    plain = ParityRun()
     for field in fields(run):
         value: Any = getattr(run, field.name)
-        if value != getattr(plain, field.name):
-            rule = f"has no effect with matrix={run.matrix}"
-            raise ConfigError(field.name, value, rule, "drop it, or name layouts instead of the matrix")
+        if field.name not in heard and value != getattr(plain, field.name):
+            raise ConfigError(field.name, value, f"has no effect with {because}", remedy)
 
 
 def _saved(spec: ParitySpec) -> SavedBytes:
@@ -158,16 +163,20 @@ def _run_batch(batch: Batch, pool: Pool) -> Iterator[LayoutParity]:
     log.info("one process (%s): loss %.6f to %.6f", batch.name, oracle.losses[0], oracle.losses[-1])
     limits = LIMITS[spec.precision]
     for text in batch.layouts:
-        begin = time.monotonic()
-        found = compare_layout(pool, spec, oracle, text)
+        begin, error = time.monotonic(), None
+        try:
+            found = compare_layout(pool, spec, oracle, text)
+        except RanksFailed as failure:  # the layouts that follow are run all the same
+            found = Difference(text, math.nan, math.nan, math.nan, "", math.nan, math.nan)
+            error = str(failure)
         seconds = time.monotonic() - begin
         within = found.within(limits.loss, limits.gradient)
-        log.info(
-            "%s %-44s loss %.1e  norm %.1e  grad %.1e  param %.1e  ema %.1e  (%.1f s)", "ok  " if within else "FAIL",
-            text, found.loss_rel, found.grad_norm_rel, found.max_grad_rel, found.max_param_rel, found.max_ema_rel,
-            seconds,
-        )  # fmt: skip
+        told = error or (
+            f"loss {found.loss_rel:.1e}  norm {found.grad_norm_rel:.1e}  grad {found.max_grad_rel:.1e}  "
+            f"param {found.max_param_rel:.1e}  ema {found.max_ema_rel:.1e}"
+        )
+        log.info("%s %-44s %s  (%.1f s)", "ok  " if within else "FAIL", text, told, seconds)
         yield LayoutParity(
             case=batch.name, processes=num_processes(parse_layout(text)), within=within, seconds=round(seconds, 2),
-            **asdict(found),
+            error=error, **asdict(found),
         )  # fmt: skip

@@ -23,9 +23,14 @@ _SHARES: dict[str, tuple[float, ...]] = {
     "halves": (0.5, 0.5),
 }
 _HEAD_DIM = 8
+# settings of a training run that a parity run has under another name
+_OWN_NAMES = {
+    "train.packs_per_step": "packs_per_step", "data.tokens_per_pack": "tokens", "model.heads": "heads",
+    "model.layers": "num_layers", "train.precision": "precision", "train.recompute": "recompute",
+}  # fmt: skip
 # such that each term has a share of the gradient that no rounding hides
 _TERM_WEIGHTS = {"temporal_consistency": 0.5, "motion_smoothness": 0.3, "perceptual": 0.5}
-_OWN = re.compile(r"\d+x\d+x\d+(?:\+\d+x\d+x\d+)*")
+_GRIDS = re.compile(r"\d+x\d+x\d+(?:\+\d+x\d+x\d+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,7 @@ class ParitySpec(ParityRun):
 
 def check_pack(spec: ParitySpec) -> None:
     """Raise ConfigError for a mixture that is unknown, or does not fit."""
-    if spec.pack not in _SHARES and not _OWN.fullmatch(spec.pack):
+    if spec.pack not in _SHARES and not _GRIDS.fullmatch(spec.pack):
         raise ConfigError(
             "pack", spec.pack, "is no mixture", f"take one of {', '.join(_SHARES)}, or grids as 1x4x4+5x4x3 (t x h x w)"
         )
@@ -97,6 +102,17 @@ def check_pack(spec: ParitySpec) -> None:
             "pack", spec.pack, f"has {total} tokens, of which each grid needs at least one, and a pack {spec.tokens}",
             "take smaller grids, or more --tokens",
         )  # fmt: skip
+
+
+def in_own_names(error: ConfigError) -> ConfigError:
+    """An error that names settings of a training run, as one that names those of a parity run."""
+
+    def renamed(text: str) -> str:
+        for name, own in _OWN_NAMES.items():
+            text = text.replace(name, own)
+        return text
+
+    return ConfigError(renamed(error.field), error.value, renamed(error.rule), renamed(error.remedy))
 
 
 def _grid(share: float, tokens: int, *, clip: bool) -> Grid:

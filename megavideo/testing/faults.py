@@ -1,19 +1,31 @@
-"""Deliberate faults in single reductions, each a context manager for a process: parity must catch every one."""
+"""Deliberate faults, each a context manager for a process of a layout: parity must catch every one.
+
+First those of a single reduction, then those of what a rank takes for its own, keeps or forgets, then those of a
+process that does not come to its end.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from megavideo.model.dit import Hidden
+from megavideo.optim.adamw import EMA, AdamWWithEma
 from megavideo.parallel.engines import pipeline
-from megavideo.parallel.layers import ring, tensor_layers
+from megavideo.parallel.engines.engine import MicroBatch
+from megavideo.parallel.layers import layer_set, ring, tensor_layers
 from megavideo.parallel.layers.layer_set import ParallelLayers
 from megavideo.parallel.processes.mesh import ProcessMesh
+from megavideo.parity import process
+from megavideo.train.step import Trainer
 
 
 @contextmanager
@@ -88,6 +100,105 @@ def no_zero_average() -> Iterator[None]:
         for name in ("all_reduce", "reduce"):
             stack.enter_context(patch.object(communication, name, scalars_only(getattr(communication, name))))
         yield
+
+
+@contextmanager
+def no_norm_sum() -> Iterator[None]:
+    """Tensor parallel whose query norms are of each rank's heads alone."""
+    with patch.object(tensor_layers, "sum_both_ways", lambda part, group: part):
+        yield
+
+
+@contextmanager
+def swapped_heads() -> Iterator[None]:
+    """Ulysses whose heads come back in the reverse order."""
+    original = layer_set.tokens_for_heads
+    with patch.object(layer_set, "tokens_for_heads", lambda x, group: original(x, group).flip(1)):
+        yield
+
+
+@contextmanager
+def swapped_runs() -> Iterator[None]:
+    """Context parallel whose ranks are given the next rank's targets."""
+    original = Trainer._micro_batch
+
+    def next_run(trainer: Trainer, batch: Any) -> MicroBatch:
+        cp, rank = trainer._mesh.cp, trainer._mesh.cp_rank
+        return replace(original(trainer, batch), target=batch.target.chunk(cp)[(rank + 1) % cp])
+
+    with patch.object(Trainer, "_micro_batch", next_run):
+        yield
+
+
+@contextmanager
+def same_packs() -> Iterator[None]:
+    """Data parallel whose ranks all train on the packs of rank 0."""
+    original = process.step_input
+    with patch.object(process, "step_input", lambda spec, step, dp_rank, dp: original(spec, step, 0, dp)):
+        yield
+
+
+@contextmanager
+def stale_weights() -> Iterator[None]:
+    """Rank 1 keeps its weights at the second update."""
+    with _without_second_update(lambda optimizer, parameter: parameter.data):
+        yield
+
+
+@contextmanager
+def stale_average() -> Iterator[None]:
+    """Rank 1 keeps its moving average at the second update."""
+    with _without_second_update(lambda optimizer, parameter: optimizer.state[parameter][EMA]):
+        yield
+
+
+@contextmanager
+def not_finite() -> Iterator[None]:
+    """A loss that is not a number."""
+    original = process.squared_error
+    with patch.object(process, "squared_error", lambda *given: original(*given) * float("nan")):
+        yield
+
+
+@contextmanager
+def killed() -> Iterator[None]:
+    """Rank 1 is killed, as by the kernel where memory runs out."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield
+
+
+@contextmanager
+def broken() -> Iterator[None]:
+    """Rank 1 meets a defect."""
+    if os.environ["RANK"] == "1":
+        raise AssertionError("no two ranks agree")
+    yield
+
+
+@contextmanager
+def hung() -> Iterator[None]:
+    """Rank 1 never comes."""
+    if os.environ["RANK"] == "1":
+        time.sleep(1e6)
+    yield
+
+
+def _without_second_update(values: Callable[[AdamWWithEma, torch.Tensor], torch.Tensor]) -> Any:
+    """Rank 1 takes back what its second update does to some values of each parameter."""
+    original, updates = AdamWWithEma.step, 0
+
+    def step(optimizer: AdamWWithEma, closure: Any = None) -> Any:
+        nonlocal updates
+        updates += 1
+        before = [values(optimizer, parameter).clone() for parameter in optimizer._parameters()]
+        result = original(optimizer, closure)
+        if updates == 2 and os.environ["RANK"] == "1":
+            for parameter, old in zip(optimizer._parameters(), before, strict=True):
+                values(optimizer, parameter).copy_(old)
+        return result
+
+    return patch.object(AdamWWithEma, "step", step)
 
 
 class _WithoutGradient(torch.autograd.Function):

@@ -23,8 +23,11 @@ def _describe(report: Any) -> str:
     if report.fp8 is not None:
         return describe_fields(report.fp8)
     columns = ("loss", "norm", "grad", "param", "ema")
-    lines = [f"{'layout':<44} " + " ".join(f"{name:>8}" for name in columns) + "  largest gradient difference in"]
+    lines = [f"{'layout':<44} " + " ".join(f"{name:>8}" for name in columns) + "  largest of the last three"]
     for row in report.layouts:
+        if row.error is not None:
+            lines.append(f"{row.layout:<44} FAILED: {row.error.splitlines()[0]}")
+            continue
         numbers = (row.loss_rel, row.grad_norm_rel, row.max_grad_rel, row.max_param_rel, row.max_ema_rel)
         mark = "" if row.within else "  OUTSIDE THE LIMITS"
         lines.append(f"{row.layout:<44} " + " ".join(f"{number:8.1e}" for number in numbers) + f"  {row.worst}{mark}")
