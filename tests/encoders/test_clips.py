@@ -11,12 +11,12 @@ import torch
 
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, IngestRun, TextEncoderConfig
 from megavideo.data.dataset.dataset import open_dataset
-from megavideo.data.ingest import ingest, read_clip_list
+from megavideo.data.ingest import ingest, open_clip_file, read_clip_list
 from megavideo.data.storage.open import open_storage
-from megavideo.encoders.encode.clips import ClipLimits, fitting_videos, plan_clips, read_clip
+from megavideo.encoders.encode.clips import ClipLimits, ClipSource, fitting_videos, plan_clips, read_clip
+from megavideo.encoders.encode.plan_work import WorkOrder, plan_work
 from megavideo.encoders.encode.run import encode
-from megavideo.encoders.encode.unit import UnitEncoder, jobs_of
-from megavideo.encoders.encode.work_units import plan_work
+from megavideo.encoders.encode.unit import UnitEncoder, UnitJob
 from megavideo.encoders.folder import Encoders
 from megavideo.encoders.text.bytes_text import BytesTextEncoder
 from megavideo.encoders.video.pca import PcaAutoencoder, fit_pca
@@ -98,11 +98,13 @@ class _SmallMachine(PcaAutoencoder):
 
 
 def test_a_clip_too_large_for_the_gpu_is_told(film: tuple[Path, np.ndarray], tmp_path: Path) -> None:
-    planned, _ = plan_clips(read_clip_list(film[0]), LIMITS, 4, 8)
+    listed = open_clip_file(film[0])
+    source = ClipSource(listed.root, LIMITS, 4, 8)
     storage = open_storage(str(tmp_path / "out"))
-    fitted = fit_pca(4, 1, lambda count: fitting_videos(planned, count))
+    fitted = fit_pca(4, 1, lambda count: fitting_videos(source.fitting(row for _, row in listed.lines()), count))
     encoders = Encoders(_SmallMachine(fitted.first, fitted.group), BytesTextEncoder(16, 8))
-    (job,) = jobs_of(plan_work(storage, planned, 8, frozenset()), planned)
+    (plan,) = plan_work(storage, WorkOrder(listed, 8, 0, frozenset(), tmp_path)).plans
+    (unit,) = plan.units()
     with pytest.raises(DataError, match=r"film\.mp4: 17 frames of \d+x\d+ do not fit.*autoencoder\.tile=256"):
-        UnitEncoder(storage, "key", encoders, tmp_path, 1 << 20).encode(job)
+        UnitEncoder(storage, "key", encoders, source, tmp_path, 1 << 20).encode(UnitJob(unit))
     assert not list((tmp_path / "out").rglob("*.mds"))

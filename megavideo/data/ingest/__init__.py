@@ -8,7 +8,18 @@ Each input is one unit of work: decoded once, cut into shots and pieces, measure
 
 from megavideo.data.ingest.find import find_media
 from megavideo.data.ingest.report import IngestReport
-from megavideo.data.ingest.rows import CLIPS_NAME, ClipList, ClipRow, read_clip_list
+from megavideo.data.ingest.rows import (
+    CLIPS_NAME,
+    ClipFile,
+    ClipList,
+    ClipRow,
+    open_clip_file,
+    parse_row,
+    read_clip_list,
+)
 from megavideo.data.ingest.run import ingest
 
-__all__ = ["CLIPS_NAME", "ClipList", "ClipRow", "IngestReport", "find_media", "ingest", "read_clip_list"]
+__all__ = [
+    "CLIPS_NAME", "ClipFile", "ClipList", "ClipRow", "IngestReport", "find_media", "ingest", "open_clip_file",
+    "parse_row", "read_clip_list",
+]  # fmt: skip

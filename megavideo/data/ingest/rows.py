@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.clips.media import Anchor, MediaInfo
@@ -14,6 +17,7 @@ from megavideo.errors import DataError
 CLIPS_NAME = "clips.jsonl"
 ROOT_NAME = "ingest.json"
 _FORMAT = 2
+_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +69,74 @@ def root_line(root: Path) -> str:
     return json.dumps({"format": _FORMAT, "root": str(root)}) + "\n"
 
 
-def read_clip_list(folder: Path) -> ClipList:
-    """Read what `ingest` wrote to `folder`; DataError where it is missing or damaged."""
-    remedy = f"Remedy: run ingest again with out={folder}"
+@dataclass(frozen=True)
+class ClipFile:
+    """An ingested folder whose rows are not read yet; there may be more of them than memory holds."""
+
+    folder: Path
+    root: Path
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the list."""
+        return (self.folder / CLIPS_NAME).stat().st_size
+
+    def digest(self) -> str:
+        """XXH3 of the list, by which tasks know that they have the same; DataError where it cannot be read."""
+        digest = xxhash.xxh3_128()
+        try:
+            with (self.folder / CLIPS_NAME).open("rb") as file:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
+        return digest.hexdigest()
+
+    def lines(self) -> Iterator[tuple[bytes, ClipRow]]:
+        """Every line with its row; DataError where one is damaged, or there is none."""
+        is_empty = True
+        try:
+            with (self.folder / CLIPS_NAME).open("rb") as file:
+                for line in file:
+                    if line.strip():
+                        is_empty = False
+                        yield line.strip() + b"\n", parse_row(json.loads(line))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _unusable(self.folder, error) from error
+        if is_empty:
+            raise DataError(f"{self.folder / CLIPS_NAME}: holds no clip. {_remedy(self.folder)}")
+
+    def twice(self, clip_id: str) -> DataError:
+        """The error for a clip that is listed more than once."""
+        return DataError(f"{self.folder / CLIPS_NAME}: clip_id {clip_id} stands twice. {_remedy(self.folder)}")
+
+
+def open_clip_file(folder: Path) -> ClipFile:
+    """What `ingest` wrote to `folder`; DataError where it is missing or damaged."""
     try:
-        root = Path(json.loads((folder / ROOT_NAME).read_bytes())["root"])
-        lines = (folder / CLIPS_NAME).read_bytes().splitlines()
-        rows = tuple(parse_row(json.loads(line)) for line in lines if line.strip())
+        return ClipFile(folder, Path(json.loads((folder / ROOT_NAME).read_bytes())["root"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: its {CLIPS_NAME} or {ROOT_NAME} cannot be read ({error}). {remedy}") from error
-    if not rows:
-        raise DataError(f"{folder / CLIPS_NAME}: holds no clip. {remedy}")
+        raise _unusable(folder, error) from error
+
+
+def read_clip_list(folder: Path) -> ClipList:
+    """All that `ingest` wrote to `folder`, in memory; DataError where it is missing or damaged."""
+    file = open_clip_file(folder)
+    rows = tuple(row for _, row in file.lines())
     seen: set[str] = set()
     for row in rows:
         if row.clip_id in seen:
-            raise DataError(f"{folder / CLIPS_NAME}: clip_id {row.clip_id} stands twice. {remedy}")
+            raise file.twice(row.clip_id)
         seen.add(row.clip_id)
-    return ClipList(root, rows)
+    return ClipList(file.root, rows)
+
+
+def _unusable(folder: Path, error: Exception) -> DataError:
+    return DataError(f"{folder}: its {CLIPS_NAME} or {ROOT_NAME} cannot be read ({error}). {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    return f"Remedy: run ingest again with out={folder}"
 
 
 def parse_row(values: dict[str, Any]) -> ClipRow:

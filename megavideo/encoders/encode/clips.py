@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import heapq
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from megavideo.data.clips.media import iter_frames
 from megavideo.data.clips.resize import FrameSize, FrameWindow, fit_size, fit_window, resize_frames
 from megavideo.data.dataset.dataset import DroppedClip
 from megavideo.data.ingest import ClipList, ClipRow
+from megavideo.encoders.encode.sorted_rows import order_key
 from megavideo.errors import DataError
 
 _READERS = 2
@@ -50,22 +51,39 @@ class PlannedClip:
         return self.window.count, self.size.height, self.size.width
 
 
+@dataclass(frozen=True)
+class ClipSource:
+    """Where clips lie, and what they are made to fit: limits, and the pixels of a latent cell in time and space."""
+
+    root: Path
+    limits: ClipLimits
+    time_ratio: int
+    space_ratio: int
+
+    def plan(self, row: ClipRow) -> PlannedClip:
+        """Window and size of a clip, without opening its file; DataError where it does not fit."""
+        patch_t, patch_h, patch_w = self.limits.patch
+        window = fit_window(row.frames, self.limits.max_frames, self.time_ratio, patch_t)
+        multiple = (self.space_ratio * patch_h, self.space_ratio * patch_w)
+        size = fit_size(row.width, row.height, row.pixel_aspect, self.limits.area, multiple)
+        return PlannedClip(row, self.root / row.file, window, size)
+
+    def fitting(self, rows: Iterable[ClipRow], dropped: list[DroppedClip] | None = None) -> Iterator[PlannedClip]:
+        """The rows that fit, planned; why others do not is added to `dropped`."""
+        for row in rows:
+            try:
+                yield self.plan(row)
+            except DataError as error:
+                if dropped is not None:
+                    dropped.append(DroppedClip(row.file, str(error)))
+
+
 def plan_clips(
     clips: ClipList, limits: ClipLimits, time_ratio: int, space_ratio: int
 ) -> tuple[list[PlannedClip], list[DroppedClip]]:
     """Window and size of every clip, without opening a file; what does not fit is dropped with its reason."""
-    planned: list[PlannedClip] = []
     dropped: list[DroppedClip] = []
-    patch_t, patch_h, patch_w = limits.patch
-    for row in clips.rows:
-        try:
-            window = fit_window(row.frames, limits.max_frames, time_ratio, patch_t)
-            multiple = (space_ratio * patch_h, space_ratio * patch_w)
-            size = fit_size(row.width, row.height, row.pixel_aspect, limits.area, multiple)
-        except DataError as error:
-            dropped.append(DroppedClip(row.file, str(error)))
-            continue
-        planned.append(PlannedClip(row, clips.path(row), window, size))
+    planned = list(ClipSource(clips.root, limits, time_ratio, space_ratio).fitting(clips.rows, dropped))
     return planned, dropped
 
 
@@ -123,10 +141,10 @@ def read_ahead(clips: Sequence[PlannedClip]) -> Iterator[tuple[PlannedClip, torc
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def fitting_videos(clips: Sequence[PlannedClip], count: int) -> Iterator[torch.Tensor]:
+def fitting_videos(clips: Iterable[PlannedClip], count: int) -> Iterator[torch.Tensor]:
     """Up to `count` readable clips as videos, always the same ones: by the order of a hash of their ids."""
-    order = sorted(clips, key=lambda clip: hashlib.sha256(clip.row.clip_id.encode()).digest())
-    for clip, video in read_ahead(order[:count]):
+    first = heapq.nsmallest(count, clips, key=lambda clip: order_key(clip.row.clip_id))
+    for clip, video in read_ahead(first):
         if isinstance(video, DataError):
             _log.warning("encode: %s is not used for fitting: %s", clip.row.file, video)
         else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,28 +17,51 @@ from megavideo.data.dataset.dataset import (
     DatasetInfo,
     DroppedClip,
     checksum,
-    manifest_line,
     parse_info,
     version_name,
 )
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.encode.dataset_place import Place
 from megavideo.encoders.encode.dataset_writer import point_to, publish_version
-from megavideo.encoders.encode.unit import UnitRecord, read_record
+from megavideo.encoders.encode.manifest_file import ManifestFile
+from megavideo.encoders.encode.plan import Plan
+from megavideo.encoders.encode.unit import UnitRecord
+from megavideo.encoders.encode.unit_records import read_records
 from megavideo.encoders.encode.work_units import SHARDS_PREFIX, WorkUnit, plan_number
 from megavideo.errors import DataError
 
 _VERSION = re.compile(r"dataset_v(\d+)\.json")
-_READERS = 16
 
 
 @dataclass(frozen=True)
 class Version:
-    """A published version: its description, the entries of its index and its manifest."""
+    """A published version: its description and the entries of its index."""
 
     info: DatasetInfo
     shards: list[dict[str, Any]]
-    manifest: bytes
+
+
+@dataclass
+class Gathered:
+    """What becomes of done units: the manifest as it will be, entries of shards, what was dropped, and sums.
+
+    `redo` are units that are to be done again; where there are any, the rest is not whole.
+    """
+
+    manifest: ManifestFile
+    shards: list[dict[str, Any]]
+    dropped: list[DroppedClip] = field(default_factory=list)
+    captions_cut: int = 0
+    squared_errors: list[float] = field(default_factory=list)
+    redo: list[WorkUnit] = field(default_factory=list)
+
+    def add(self, record: UnitRecord) -> None:
+        """Add what became of a unit."""
+        self.manifest.add(record.rows)
+        self.shards += record.shards
+        self.dropped += record.dropped
+        self.captions_cut += record.captions_cut
+        self.squared_errors += record.squared_errors
 
 
 def newest_version(storage: Storage) -> Version | None:
@@ -51,77 +74,76 @@ def newest_version(storage: Storage) -> Version | None:
         return None
     name = version_name(max(numbers))
     info = parse_info(storage.uri, storage.read_bytes(name), name)
-    index, manifest = (_checked(storage, info, name) for name in (info.index_name, info.manifest_name))
+    index = storage.read_bytes(info.index_name)
+    if checksum(index) != info.checksums.get(info.index_name):
+        raise DataError(
+            f"{storage.uri}/{info.index_name}: damaged (its checksum is not the one in {name}). "
+            "Remedy: restore it from a copy, or encode again with overwrite=true"
+        )
     point_to(storage, info.version)
-    return Version(info, json.loads(index)["shards"], manifest)
+    return Version(info, json.loads(index)["shards"])
 
 
-def read_records(storage: Storage, units: Sequence[WorkUnit], key: str) -> tuple[list[UnitRecord], list[WorkUnit]]:
-    """What became of units that are done, in order, and those of them that are to be done again."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        records = list(pool.map(lambda unit: read_record(storage, unit, key), units))
-    bad = [unit for unit, record in zip(units, records, strict=True) if record is None]
-    return [record for record in records if record is not None], bad
+def gather_units(place: Place, before: Version | None, units: Sequence[WorkUnit], folder: Path) -> Gathered:
+    """Read what became of units that are done; the rows go into a file in `folder`, behind those of `before`.
 
-
-def publish_units(
-    place: Place, before: Version | None, records: Sequence[UnitRecord], unfit: Iterable[DroppedClip], num_plans: int
-) -> DatasetInfo | None:
-    """Publish the version after `before` with the samples of `records`; None where these hold none.
-
-    `unfit` are clips that could not even be planned. Raises DataError where a sample would be there twice.
+    Raises DataError where the manifest of `before` is damaged.
     """
+    gathered = Gathered(ManifestFile(place.storage, folder), list(before.shards) if before else [])
+    if before:
+        gathered.manifest.begin_with(before.info)
+    for unit, record in read_records(place.storage, units, place.key):
+        if record is None:
+            gathered.redo.append(unit)
+        elif not gathered.redo:
+            gathered.add(record)
+    return gathered
+
+
+def publish_units(place: Place, before: Version | None, gathered: Gathered, num_plans: int) -> DatasetInfo | None:
+    """Publish the version after `before` with what was gathered; None where that holds no new sample.
+
+    Raises DataError where a sample would be there twice.
+    """
+    manifest = gathered.manifest
     num_before = before.info.num_samples if before else 0
-    rows = [row for record in records for row in record.rows]
-    if not rows:
+    if manifest.num_rows == num_before:
         return None
-    lines = [manifest_line({**row, "index": num_before + number}) for number, row in enumerate(rows)]
-    manifest = (before.manifest if before else b"") + "".join(lines).encode("utf-8")
-    shards = [*(before.shards if before else []), *(shard for record in records for shard in record.shards)]
-    ids = _check_once(place.storage, manifest)
-    dropped = [*(before.info.dropped if before else ()), *unfit]
-    dropped += [clip for record in records for clip in record.dropped]
-    errors = [error for record in records for error in record.squared_errors]
-    psnr_db, psnr_clips = _psnr(before, errors)
+    manifest.finish()
+    dropped = dict.fromkeys([*(before.info.dropped if before else ()), *gathered.dropped])
+    psnr_db, psnr_clips = _psnr(before, gathered.squared_errors)
     info = DatasetInfo(
         format=FORMAT,
-        num_samples=len(ids),
+        num_samples=manifest.num_rows,
         latent_channels=place.latent_channels,
         text_dim=place.text_dim,
         patch=place.patch,
         time_ratio=place.time_ratio,
         space_ratio=place.space_ratio,
-        dropped=tuple(clip for clip in dict.fromkeys(dropped) if clip.clip_id not in ids),
-        captions_cut=(before.info.captions_cut if before else 0) + sum(record.captions_cut for record in records),
+        dropped=tuple(clip for clip in dropped if not manifest.holds(clip.clip_id)),
+        captions_cut=(before.info.captions_cut if before else 0) + gathered.captions_cut,
         checksums={NULL_TEXT_NAME: place.null_text_checksum},
         version=before.info.version + 1 if before else 1,
         num_plans=num_plans,
-        num_bytes=sum(int(shard["raw_data"]["bytes"]) for shard in shards) + len(manifest),
+        num_bytes=sum(int(shard["raw_data"]["bytes"]) for shard in gathered.shards) + manifest.num_bytes,
         psnr_db=psnr_db,
         psnr_clips=psnr_clips,
     )
-    return publish_version(place.storage, info, shards, manifest)
+    return publish_version(place.storage, info, gathered.shards, manifest)
 
 
-def clean(storage: Storage, shards: Iterable[dict[str, Any]], num_plans: int) -> None:
-    """Delete shards of done lists that `shards` of the newest version does not name: of attempts that were stopped."""
-    kept = {shard["raw_data"]["basename"] for shard in shards}
+def clean(storage: Storage, version: Version, plans: Sequence[Plan]) -> None:
+    """Delete what attempts that were stopped left of done plans: shards and pages that nothing names."""
+    done = plans[: version.info.num_plans]
+    kept = {shard["raw_data"]["basename"] for shard in version.shards}
     for name in storage.list(SHARDS_PREFIX):
-        if name not in kept and 0 <= plan_number(name) < num_plans:
+        if name not in kept and 0 <= plan_number(name) < len(done):
             storage.delete(name)
-
-
-def _check_once(storage: Storage, manifest: bytes) -> set[str]:
-    ids: set[str] = set()
-    for line in manifest.splitlines():
-        sample_id = json.loads(line)["sample_id"]
-        if sample_id in ids:
-            raise DataError(
-                f"{storage.uri}: sample {sample_id} was planned twice, by tasks that were given different lists of "
-                "clips at the same time. Remedy: encode again with overwrite=true, with one list for all tasks"
-            )
-        ids.add(sample_id)
-    return ids
+    for plan in done:
+        kept = set(plan.page_names())
+        for name in storage.list(plan.pages_prefix):
+            if name not in kept:
+                storage.delete(name)
 
 
 def _psnr(before: Version | None, errors: Sequence[float]) -> tuple[float | None, int]:
@@ -133,13 +155,3 @@ def _psnr(before: Version | None, errors: Sequence[float]) -> tuple[float | None
     if not count:
         return None, 0
     return round(10.0 * float(np.log10(4.0 / max(total / count, 1e-12))), 2), count
-
-
-def _checked(storage: Storage, info: DatasetInfo, name: str) -> bytes:
-    data = storage.read_bytes(name)
-    if checksum(data) != info.checksums.get(name):
-        raise DataError(
-            f"{storage.uri}/{name}: damaged (its checksum is not the one in {version_name(info.version)}). "
-            "Remedy: restore it from a copy, or encode again with overwrite=true"
-        )
-    return data

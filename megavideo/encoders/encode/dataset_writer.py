@@ -31,6 +31,7 @@ from megavideo.data.dataset.dataset import (
 )
 from megavideo.data.storage.files import writing
 from megavideo.data.storage.protocol import Storage
+from megavideo.encoders.encode.manifest_file import ManifestFile
 from megavideo.errors import DataError
 from megavideo.types import SampleInfo
 
@@ -107,7 +108,7 @@ def writing_shards(storage: Storage, prefix: str, staging: Path, shard_bytes: in
 
 
 def publish_version(
-    storage: Storage, info: DatasetInfo, shards: Iterable[dict[str, Any]], manifest: bytes
+    storage: Storage, info: DatasetInfo, shards: Iterable[dict[str, Any]], manifest: ManifestFile
 ) -> DatasetInfo:
     """Write the version `info`, whose index and manifest are added to its checksums, and point `dataset.json` to it.
 
@@ -116,11 +117,11 @@ def publish_version(
     if info.num_samples < 1:
         raise ValueError("a version without samples is never published")
     index = json.dumps({"version": 2, "shards": list(shards)}, sort_keys=True).encode()
-    files = {info.index_name: index, info.manifest_name: manifest}
-    info = replace(info, checksums=info.checksums | {name: checksum(data) for name, data in files.items()})
+    sums = {info.index_name: checksum(index), info.manifest_name: manifest.checksum}
+    info = replace(info, checksums=info.checksums | sums)
     if not storage.exists(version_name(info.version)):
-        for name, data in files.items():
-            storage.write_bytes(name, data)
+        storage.write_bytes(info.index_name, index)
+        storage.upload(manifest.path, info.manifest_name)
         storage.write_bytes(version_name(info.version), info_bytes(info))
     point_to(storage, info.version)
     name = version_name(info.version)

@@ -19,6 +19,8 @@ import torch
 
 from megavideo.data.job_pool import Work, done_by_processes
 from megavideo.data.storage.open import open_storage
+from megavideo.encoders.encode.clips import ClipSource
+from megavideo.encoders.encode.plan import PageReader
 from megavideo.encoders.encode.unit import UnitEncoder, UnitJob
 from megavideo.encoders.folder import load_encoders
 from megavideo.errors import ConfigError, DataError
@@ -31,8 +33,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncodeSetting:
-    """What a worker is made from: where to, its local encoders, the key of the place, and where shards are made."""
+    """What a worker is made from: clips, where to, its local encoders, the place's key, and where shards are made."""
 
+    source: ClipSource
     out: str
     encoders: Path
     key: str
@@ -51,7 +54,7 @@ def run_units(jobs: Sequence[UnitJob], setting: EncodeSetting, workers: int) -> 
 
     Raises DataError where one cannot be written, or ends its worker twice; what is done stays done.
     """
-    progress = _Progress(len(jobs), sum(len(job.clips) for job in jobs))
+    progress = _Progress(len(jobs), sum(job.unit.num_clips for job in jobs))
     if not workers:
         encoder = _make_encoder(setting) if jobs else None
         for job in jobs:
@@ -72,7 +75,7 @@ def run_units(jobs: Sequence[UnitJob], setting: EncodeSetting, workers: int) -> 
 
 
 def _deadly(job: UnitJob, out: str) -> DataError:
-    files = ", ".join(sorted({clip.row.file for clip in job.clips})[:3])
+    files = ", ".join(sorted({row.file for row in PageReader(open_storage(out)).rows(job.unit)})[:3])
     return DataError(
         f"{out}: the process that encodes unit {job.unit.name} ({files} and others) dies each time: out of memory, or "
         "a fault of the decoder. Remedy: start again with fewer workers or on a larger machine, or take the clip out "
@@ -110,9 +113,8 @@ def _encode_in_worker(job: UnitJob) -> None:
 
 def _make_encoder(setting: EncodeSetting) -> UnitEncoder:
     staging = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=setting.staging))
-    return UnitEncoder(
-        open_storage(setting.out), setting.key, load_encoders(setting.encoders), staging, setting.shard_bytes
-    )
+    storage, encoders = open_storage(setting.out), load_encoders(setting.encoders)
+    return UnitEncoder(storage, setting.key, encoders, setting.source, staging, setting.shard_bytes)
 
 
 class _Progress:
@@ -127,7 +129,7 @@ class _Progress:
     def done(self, job: UnitJob) -> None:
         """Count a unit."""
         self._done += 1
-        self._clips_done += len(job.clips)
+        self._clips_done += job.unit.num_clips
         now = time.monotonic()
         if self._done == self._total or now - self._last >= _LOG_EVERY_SECONDS:
             self._last = now

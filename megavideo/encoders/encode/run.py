@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,26 @@ from pathlib import Path
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.texts import Share
 from megavideo.data.dataset.dataset import DroppedClip, open_dataset
-from megavideo.data.ingest import CLIPS_NAME, ClipList, ingest, read_clip_list
+from megavideo.data.ingest import CLIPS_NAME, ClipFile, ingest, open_clip_file
 from megavideo.data.ingest.share import find_share
 from megavideo.data.storage.open import is_object_store
 from megavideo.data.storage.protocol import Storage
-from megavideo.encoders.encode.clips import ClipLimits, PlannedClip, fitting_videos, plan_clips
+from megavideo.encoders.encode.clips import ClipLimits, ClipSource, PlannedClip, fitting_videos
 from megavideo.encoders.encode.dataset_place import Place, begin_place, check_place, open_place
-from megavideo.encoders.encode.dataset_versions import Version, clean, newest_version, publish_units, read_records
+from megavideo.encoders.encode.dataset_versions import (
+    Gathered,
+    Version,
+    clean,
+    gather_units,
+    newest_version,
+    publish_units,
+)
+from megavideo.encoders.encode.plan import Plan
+from megavideo.encoders.encode.plan_work import WorkOrder, plan_work
 from megavideo.encoders.encode.pool import EncodeSetting, choose_workers, run_units
 from megavideo.encoders.encode.staging import staging_folder
-from megavideo.encoders.encode.unit import UnitRecord, jobs_of
-from megavideo.encoders.encode.work_units import UNITS_PREFIX, WorkUnit, plan_work
+from megavideo.encoders.encode.unit import UnitJob
+from megavideo.encoders.encode.work_units import UNITS_PREFIX, WorkUnit
 from megavideo.encoders.folder import (
     Encoders,
     autoencoder_ratios,
@@ -81,10 +90,10 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """The clips at hand, those that do not fit, and the share of the units that is this process's."""
+    """The list of clips, what they are made to fit, and the share of the units that is this process's."""
 
-    planned: list[PlannedClip]
-    unfit: list[DroppedClip]
+    listed: ClipFile
+    source: ClipSource
     share: Share
 
 
@@ -99,61 +108,65 @@ def encode(cfg: EncodeRun) -> EncodeReport:
     share = find_share(cfg.shard, os.environ)
     storage, begun = check_place(cfg)
     _check_alone(cfg, share)
-    with _ingested(cfg) as clips, staging_folder(storage) as staging:
-        planned, unfit = plan_clips(
-            clips, ClipLimits(cfg.area, cfg.max_frames, cfg.patch), *autoencoder_ratios(cfg.autoencoder)
-        )
-        for clip in unfit:
-            _log.warning("encode: dropped %s: %s", clip.file, clip.reason)
-        if not planned:
-            raise _nothing_left(cfg, unfit)
-        place = open_place(storage, staging) if begun else _begin(cfg, storage, planned, staging)
+    with _ingested(cfg) as listed, staging_folder(storage) as staging:
+        limits = ClipLimits(cfg.area, cfg.max_frames, cfg.patch)
+        source = ClipSource(listed.root, limits, *autoencoder_ratios(cfg.autoencoder))
+        _check_any_fits(cfg, listed, source)
+        place = open_place(storage, staging) if begun else _begin(cfg, storage, _fitting(listed, source), staging)
         move_weights(place.encoders, cfg.autoencoder, cfg.text_encoder)
-        return _encode(cfg, place, _Work(planned, unfit, share), staging)
+        return _encode(cfg, place, _Work(listed, source, share), staging)
 
 
 def _encode(cfg: EncodeRun, place: Place, work: _Work, staging: Path) -> EncodeReport:
     storage, before = place.storage, newest_version(place.storage)
     again = frozenset(clip.clip_id for clip in before.info.dropped) if before and cfg.retry_dropped else frozenset()
-    units = plan_work(storage, work.planned, cfg.unit_clips, again - {""})
-    num_plans = units[-1].plan + 1
-    open_units = [unit for unit in units if not before or unit.plan >= before.info.num_plans]
-    setting = EncodeSetting(cfg.out, place.encoders, place.key, staging, cfg.shard_bytes)
-    mine = [unit for unit in _not_done(storage, open_units) if unit.position % work.share.count == work.share.index]
+    num_done = before.info.num_plans if before else 0
+    planned = plan_work(storage, WorkOrder(work.listed, cfg.unit_clips, num_done, again - {""}, staging))
+    num_units = sum(plan.num_units for plan in planned.plans)
+    open_units = [unit for plan in planned.plans[num_done:] for unit in plan.units()]
+    setting = EncodeSetting(work.source, cfg.out, place.encoders, place.key, staging, cfg.shard_bytes)
+    mine = [unit for unit in _not_done(storage, open_units) if unit.page_number % work.share.count == work.share.index]
     _log.info(
         "encode: %d clips in %d units, %d units still to do in share %d/%d",
-        len(work.planned), len(units), len(mine), work.share.index, work.share.count,
+        sum(plan.num_clips for plan in planned.plans), num_units, len(mine), work.share.index, work.share.count,
     )  # fmt: skip
-    records: list[UnitRecord] = []
     for _ in range(_ATTEMPTS):
-        run_units(jobs_of(mine, work.planned), setting, choose_workers(cfg.workers, len(mine)))
+        jobs = [UnitJob(unit, planned.unlisted.get(unit.name, frozenset())) for unit in mine]
+        run_units(jobs, setting, choose_workers(cfg.workers, len(jobs)))
         if waiting := _not_done(storage, open_units):
             _log.info("encode: %d units are still to be encoded by others; the last one publishes", len(waiting))
-            return _report(cfg, before, len(units), len(waiting))
-        records, mine = read_records(storage, open_units, place.key)
-        if not mine:
-            break
+            return _report(cfg, before, num_units, len(waiting))
+        gathered = gather_units(place, before, open_units, staging)
+        if not gathered.redo:
+            _publish(cfg, place, before, gathered, planned.plans)
+            return _report(cfg, before, num_units, 0)
+        mine = gathered.redo
         _log.warning("encode: %d units are damaged or of other encoders, and are encoded again", len(mine))
-    else:
-        raise DataError(f"{cfg.out}/{mine[0].file}: cannot be read back as it was written. Remedy: check the store")
-    _publish(cfg, place, before, records, work, num_plans)
-    return _report(cfg, before, len(units), 0)
+    raise DataError(f"{cfg.out}/{mine[0].file}: cannot be read back as it was written. Remedy: check the store")
 
 
-def _publish(
-    cfg: EncodeRun, place: Place, before: Version | None, records: list[UnitRecord], work: _Work, num_plans: int
-) -> None:
-    info = publish_units(place, before, records, work.unfit, num_plans)
+def _publish(cfg: EncodeRun, place: Place, before: Version | None, gathered: Gathered, plans: list[Plan]) -> None:
+    info = publish_units(place, before, gathered, len(plans))
     if info is None and before is None:
-        raise _nothing_left(cfg, [*work.unfit, *(clip for record in records for clip in record.dropped)])
+        raise _nothing_left(cfg, gathered.dropped)
     newest = newest_version(place.storage)
     if newest is not None:
-        clean(place.storage, newest.shards, newest.info.num_plans)
+        clean(place.storage, newest, plans)
 
 
 def _not_done(storage: Storage, units: list[WorkUnit]) -> list[WorkUnit]:
     done = set(storage.list(UNITS_PREFIX)) if units else set()
     return [unit for unit in units if unit.file not in done]
+
+
+def _check_any_fits(cfg: EncodeRun, listed: ClipFile, source: ClipSource) -> None:
+    unfit: list[DroppedClip] = []
+    if next(source.fitting((row for _, row in listed.lines()), unfit), None) is None:
+        raise _nothing_left(cfg, unfit)
+
+
+def _fitting(listed: ClipFile, source: ClipSource) -> Iterator[PlannedClip]:
+    return source.fitting(row for _, row in listed.lines())
 
 
 def _check_alone(cfg: EncodeRun, share: Share) -> None:
@@ -168,26 +181,26 @@ def _check_alone(cfg: EncodeRun, share: Share) -> None:
         raise ConfigError("shard", value, rule, "run `megavideo ingest` first, and give its out= as src=")
 
 
-def _begin(cfg: EncodeRun, storage: Storage, planned: list[PlannedClip], staging: Path) -> Place:
+def _begin(cfg: EncodeRun, storage: Storage, clips: Iterable[PlannedClip], staging: Path) -> Place:
     text_encoder = build_text_encoder(cfg.text_encoder)
-    autoencoder = build_autoencoder(cfg.autoencoder, lambda count: fitting_videos(planned, count))
+    autoencoder = build_autoencoder(cfg.autoencoder, lambda count: fitting_videos(clips, count))
     return begin_place(cfg, storage, Encoders(autoencoder, text_encoder), staging)
 
 
 @contextmanager
-def _ingested(cfg: EncodeRun) -> Iterator[ClipList]:
+def _ingested(cfg: EncodeRun) -> Iterator[ClipFile]:
     """The clip list of an ingested folder; raw clips are ingested first, into `out` or beside the store's staging."""
     src = Path(cfg.src).expanduser()
     if (src / CLIPS_NAME).is_file():
-        yield read_clip_list(src)
+        yield open_clip_file(src)
     elif is_object_store(cfg.out):
         with tempfile.TemporaryDirectory() as folder:
             ingest(IngestRun(src=cfg.src, out=folder))
-            yield read_clip_list(Path(folder))
+            yield open_clip_file(Path(folder))
     else:
         folder = str(Path(cfg.out.removeprefix("file://")).expanduser() / _INGEST_FOLDER)
         ingest(IngestRun(src=cfg.src, out=folder))
-        yield read_clip_list(Path(folder))
+        yield open_clip_file(Path(folder))
 
 
 def _nothing_left(cfg: EncodeRun, dropped: list[DroppedClip]) -> DataError:
@@ -200,20 +213,25 @@ def _nothing_left(cfg: EncodeRun, dropped: list[DroppedClip]) -> DataError:
 def _report(cfg: EncodeRun, before: Version | None, num_units: int, num_waiting: int) -> EncodeReport:
     """The report on the version that is the newest now."""
     dataset = None if num_waiting and before is None else open_dataset(cfg.out)
-    samples = dataset.samples if dataset else ()
     info = dataset.info if dataset else None
     patch_t, patch_h, patch_w = cfg.patch
-    tokens = Counter(sample.latent.num_tokens // (patch_t * patch_h * patch_w) for sample in samples)
+    tokens: Counter[int] = Counter()
+    num_images = longest_text = 0
+    for part in dataset.manifest.parts() if dataset else ():
+        tokens.update((part.latent.prod(axis=1) // (patch_t * patch_h * patch_w)).tolist())
+        num_images += int((part.latent[:, 0] == 1).sum())
+        longest_text = max(longest_text, int(part.text.max(initial=0)))
+    num_samples = info.num_samples if info else 0
     report = EncodeReport(
         out=cfg.out,
         version=info.version if info else 0,
-        num_samples=len(samples),
-        new_samples=len(samples) - (before.info.num_samples if before else 0),
-        num_images=sum(sample.latent.t == 1 for sample in samples),
+        num_samples=num_samples,
+        new_samples=num_samples - (before.info.num_samples if before else 0),
+        num_images=num_images,
         num_bytes=info.num_bytes if info else 0,
         num_tokens=sum(size * count for size, count in tokens.items()),
         tokens=tuple(TokenCount(size, count) for size, count in sorted(tokens.items())),
-        longest_text=max((sample.text_tokens for sample in samples), default=0),
+        longest_text=longest_text,
         captions_cut=info.captions_cut if info else 0,
         psnr_db=info.psnr_db if info else None,
         psnr_clips=info.psnr_clips if info else 0,

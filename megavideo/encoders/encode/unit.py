@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import torch
 from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.dataset.dataset import DroppedClip, manifest_row
 from megavideo.data.storage.protocol import Storage
-from megavideo.encoders.encode.clips import PlannedClip, read_ahead
+from megavideo.encoders.encode.clips import ClipSource, PlannedClip, read_ahead
 from megavideo.encoders.encode.dataset_writer import ShardWriter, writing_shards
 from megavideo.encoders.encode.half import to_half
+from megavideo.encoders.encode.plan import PageReader
 from megavideo.encoders.encode.work_units import SHARDS_PREFIX, WorkUnit
 from megavideo.encoders.folder import Encoders
 from megavideo.errors import DataError
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UnitJob:
-    """A unit with its clips as they are listed now, less those that are listed no more."""
+    """A unit to be encoded, and the ids of those of its clips that are listed no more."""
 
     unit: WorkUnit
-    clips: tuple[PlannedClip, ...]
+    unlisted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -65,28 +65,32 @@ class _Tally:
 
 
 class UnitEncoder:
-    """Encodes units into `storage`. `staging` is a local folder of this process alone, `key` that of the place."""
+    """Encodes units of clips of `source` into `storage`.
 
-    def __init__(self, storage: Storage, key: str, encoders: Encoders, staging: Path, shard_bytes: int) -> None:
+    `staging` is a local folder of this process alone, `key` that of the place.
+    """
+
+    def __init__(
+        self, storage: Storage, key: str, encoders: Encoders, source: ClipSource, staging: Path, shard_bytes: int
+    ) -> None:
         self._storage = storage
         self._key = key
         self._encoders = encoders
+        self._source = source
         self._staging = staging
         self._shard_bytes = shard_bytes
+        self._pages = PageReader(storage)
 
     def encode(self, job: UnitJob) -> None:
         """Encode the clips of a unit; those that cannot be are recorded with their reason.
 
-        Raises DataError where the GPU is too small for a clip.
+        Raises DataError where the GPU is too small for a clip, or the unit's page is damaged.
         """
         tally = _Tally()
-        present = {clip.row.clip_id for clip in job.clips}
-        for clip_id, _ in job.unit.clips:
-            if clip_id not in present:
-                tally.dropped.append(DroppedClip(clip_id, "is not in the list of clips any more", clip_id))
+        clips = self._clips(job, tally)
         prefix = SHARDS_PREFIX + job.unit.name
         with writing_shards(self._storage, prefix, self._staging, self._shard_bytes) as writer:
-            for clip, video in read_ahead(job.clips):
+            for clip, video in read_ahead(clips):
                 if isinstance(video, DataError):
                     tally.drop(clip, video)
                 else:
@@ -96,6 +100,18 @@ class UnitEncoder:
             self._key, shards, tally.rows, tuple(tally.dropped), tally.captions_cut, tally.squared_errors
         )
         self._storage.write_bytes(job.unit.file, _record_bytes(record))
+
+    def _clips(self, job: UnitJob, tally: _Tally) -> list[PlannedClip]:
+        rows = self._pages.rows(job.unit)
+        for row in rows:
+            if row.clip_id in job.unlisted:
+                tally.dropped.append(DroppedClip(row.file, "is not in the list of clips any more", row.clip_id))
+        unfit: list[DroppedClip] = []
+        clips = list(self._source.fitting((row for row in rows if row.clip_id not in job.unlisted), unfit))
+        for clip in unfit:
+            _log.warning("encode: dropped %s: %s", clip.file, clip.reason)
+        tally.dropped += unfit
+        return clips
 
     def _add(self, writer: ShardWriter, clip: PlannedClip, video: torch.Tensor, unit: WorkUnit, tally: _Tally) -> None:
         autoencoder, text_encoder = self._encoders.autoencoder, self._encoders.text_encoder
@@ -131,12 +147,6 @@ class UnitEncoder:
         tally.rows.append(manifest_row(sample, clip.pixels, pairs, scores=clip.row.scores, unit=unit.name))
         most = text_encoder.max_tokens
         tally.captions_cut += sum(text_encoder.count_tokens(caption.text) > most for caption in captions)
-
-
-def jobs_of(units: Sequence[WorkUnit], planned: Sequence[PlannedClip]) -> list[UnitJob]:
-    """The units with their clips."""
-    by_id = {clip.row.clip_id: clip for clip in planned}
-    return [UnitJob(unit, tuple(by_id[clip_id] for clip_id, _ in unit.clips if clip_id in by_id)) for unit in units]
 
 
 def read_record(storage: Storage, unit: WorkUnit, key: str) -> UnitRecord | None:
