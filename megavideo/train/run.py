@@ -15,7 +15,7 @@ from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.curriculum import Stage, stages_of
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.plan.step_plan import StagePlace
-from megavideo.errors import NumericsError, StopRequested
+from megavideo.errors import StopRequested
 from megavideo.observe.faults import FaultLog
 from megavideo.observe.progress import TrainingProgress
 from megavideo.optim.schedule import learning_rate
@@ -32,6 +32,7 @@ from megavideo.train.loop import Ending, Loop, Tools, mean_loss
 from megavideo.train.position import Position, read_position
 from megavideo.train.record import FAULTS_FILE, Recorder, host
 from megavideo.train.resume import newest_position
+from megavideo.train.rollback import in_stage_before, nothing_before, skipped_steps, too_often
 from megavideo.train.saving import Saving
 from megavideo.train.setup import RunPlace, build_previewer, build_validator, checkpoint_store
 from megavideo.train.stages import next_stage
@@ -203,30 +204,17 @@ class _Run:
 
     def _rolled_back(self, parts: Parts, ending: Ending, config: TrainRun) -> tuple[int, Position]:
         """The engine as it was before the steps that failed, and where that is."""
-        bad = ending.unstable
-        told = (
-            f"{len(bad)} steps in a row, the last of them {bad[-1] + 1}, were skipped; see "
-            f"{self._place.folder.root / FAULTS_FILE} for their samples"
-        )
+        bad, folder = ending.unstable, self._place.folder
         if ending.position.rollbacks >= config.guard.max_rollbacks:
-            raise NumericsError(
-                f"{told}. The run went back {ending.position.rollbacks} times already, as guard.max_rollbacks allows. "
-                "Remedy: lower optim.lr, or name those samples in a file for guard.exclude"
-            )
+            raise too_often(folder.root, bad, ending.position.rollbacks, config.guard)
         begin, restored = self._restored(parts, at_most=bad[0])
         if restored is None:
-            raise NumericsError(
-                f"{told}, and there is no checkpoint from before them. Remedy: lower optim.lr, or name those samples "
-                "in a file for guard.exclude"
-            )
+            newest, _ = newest_position(folder.checkpoints, self._store)
+            raise nothing_before(folder.root, bad, newest, config)
         if restored.number == ending.position.number:
             restored = replace(restored, finished=None)
-        elif restored.finished is None:  # training on from there as this stage would leave out what that one has left
-            raise NumericsError(
-                f"{told}, and the newest checkpoint from before them, of step {begin}, is from the middle of stage "
-                f"{restored.number}, {restored.stage}. Remedy: keep checkpoint.keep_stage_ends on, name those samples "
-                "in a file for guard.exclude, and start again: the same command trains the rest of that stage first"
-            )
+        elif restored.finished is None:
+            raise in_stage_before(folder.root, bad, begin, restored)
         else:  # the end of the stage before
             number, name = ending.position.number, ending.position.stage
             restored = Position(name, number, first_step=begin, first_visit=restored.next_visit)
@@ -234,7 +222,9 @@ class _Run:
         known = replace(restored, passed_over=ending.position.passed_over, rollbacks=ending.position.rollbacks)
         position = known.rolled_back(bad)
         self._totals.rollbacks += 1
-        _log.warning("%s. Back to step %d; the data of these steps is passed over", told, begin)
+        _log.warning(
+            "%s. Back to step %d; the data of these steps is passed over", skipped_steps(folder.root, bad), begin
+        )
         return begin, position
 
     def _trainer(self, config: TrainRun, parts: Parts, position: Position) -> Trainer:

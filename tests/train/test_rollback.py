@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megavideo.testing.dataset import write_dataset
+from megavideo.testing.settings import micro_config
 from megavideo.testing.train_cases import Case, Outcome, run_cases
+from megavideo.train.rollback import nothing_before, too_often
 from megavideo.types import Grid
 from tests.train.conftest import Place
 
@@ -38,6 +42,7 @@ def on_two(there: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         cases |= {f"skips {layout}": Case(skipping), f"back {layout}": Case(going_back)}
     few = words(there, "few", layout="dp2-zero1", guard__max_skipped=1, guard__max_rollbacks=0)
     cases["few"] = Case(few)
+    cases["unsaved"] = Case(words(there, "unsaved", layout="dp2-zero1", guard__max_skipped=1, checkpoint__every=1000))
     bad = there.run(f"skips {LAYOUTS[0]}") / "bad_samples.txt"
     cases["without"] = Case(words(there, "without", layout="dp2-zero1", guard__exclude=f'"{bad}"'))
     outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("two"), processes=2)
@@ -77,3 +82,50 @@ def test_bad_samples_are_listed_for_the_next_start(there: Place, on_two: dict[st
 def test_a_run_that_may_not_go_back_ends_with_its_reason(on_two: dict[str, list[Outcome]]) -> None:
     assert [outcome.error for outcome in on_two["few"]] == ["NumericsError"] * 2
     assert "guard.max_rollbacks" in (on_two["few"][0].message or "")
+
+
+def test_a_run_without_a_way_back_tells_why_and_what_to_do(there: Place, on_two: dict[str, list[Outcome]]) -> None:
+    """The bad sample comes before the first checkpoint is due."""
+    assert [outcome.error for outcome in on_two["unsaved"]] == ["NumericsError"] * 2
+    (fault,) = there.faults("unsaved")
+    message = on_two["unsaved"][0].message
+    assert f"step {fault['step']} was skipped; see {there.run('unsaved')}/faults.jsonl" in message
+    assert "no whole checkpoint from before them to go back to: the first is saved after step 1000" in message
+    assert f"add guard.exclude={there.run('unsaved')}/bad_samples.txt" in message
+    assert f"with checkpoint.every={fault['step'] - 1} there would be one" in message
+
+
+@pytest.mark.parametrize(
+    ("bad", "newest", "every", "keep_last", "said"),
+    [
+        (
+            (4, 5, 6),
+            7,
+            1,
+            3,
+            "the newest is of step 7, and checkpoint.keep_last=3 keeps none .* checkpoint.keep_last=4 ",
+        ),
+        (
+            (5, 6, 7),
+            8,
+            2,
+            1,
+            "the newest is of step 8, and checkpoint.keep_last=1 keeps none .* checkpoint.keep_last=3 ",
+        ),
+        (
+            (0, 1, 2),
+            0,
+            500,
+            2,
+            "since the run began with them. Remedy: lower optim.lr, or name those samples in a file",
+        ),
+        ((7,), 0, 500, 2, "the first is saved after step 500, .* with checkpoint.every=7 there would be one$"),
+    ],
+)
+def test_why_there_is_no_way_back(
+    tmp_path: Path, bad: tuple[int, ...], newest: int, every: int, keep_last: int, said: str
+) -> None:
+    config = micro_config(name="run", data__uri="gone", checkpoint__every=every, checkpoint__keep_last=keep_last)
+    assert re.search(said, str(nothing_before(tmp_path, bad, newest, config)))
+    spiky = micro_config(name="run", data__uri="gone", guard__spike_factor=3)
+    assert "raise guard.spike_factor=3, or " in str(too_often(tmp_path, bad, 3, spiky.guard))
