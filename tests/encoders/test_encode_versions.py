@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,10 @@ from megavideo.data.plan.packing import PackLimits
 from megavideo.data.plan.step_plan import PlanSettings
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.shards import ShardReader
+from megavideo.encoders.encode import manifest_file as manifest_module
+from megavideo.encoders.encode import plan as plan_module
 from megavideo.encoders.encode import pool as encode_pool
+from megavideo.encoders.encode.manifest_file import ManifestFile
 from megavideo.encoders.encode.run import encode
 from megavideo.encoders.encode.staging import staging_folder
 from megavideo.errors import ConfigError, DataError
@@ -109,6 +113,61 @@ def test_an_extended_list_keeps_what_is_done(clips: Path, film: Path, tmp_path: 
     assert (report.version, report.num_samples, report.units) == (1, 13, 4)
     assert {name: data for name, data in tree(out / "units").items() if name in units} == units
     assert sorted(samples_in_shards(out)) == [f"clip-{number:03d}" for number in range(13)]
+
+
+def test_clips_that_are_listed_no_more_are_left_out_of_what_is_still_to_do(
+    clips: Path, film: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    encode(settings(clips, out, shard="0/2"))
+    done = {row["sample_id"] for path in (out / "units").iterdir() for row in json.loads(path.read_text())["rows"]}
+    taken = sorted({f"clip-{number:03d}" for number in range(10)} - done)[0]
+    report = encode(settings(write_list(tmp_path / "less", film, set(range(10)) - {0, 1, int(taken[-3:])}), out))
+    lost = {clip.clip_id: clip.reason for clip in report.dropped}
+    assert taken in lost and lost.keys() <= {"clip-000", "clip-001", taken} - done
+    assert set(lost.values()) == {"is not in the list of clips any more"}
+    assert report.num_samples + len(lost) == 10 and done <= set(samples_in_shards(out))
+
+
+def test_shares_of_pages_of_several_units(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there are very many units."""
+    encode(settings(clips, tmp_path / "each"))
+    monkeypatch.setattr(plan_module, "_MOST_PAGES", 2)
+    first = encode(settings(clips, tmp_path / "out", shard="1/2"))
+    assert (first.units, first.units_waiting) == (3, 2)
+    assert encode(settings(clips, tmp_path / "out", shard="0/2")).num_samples == 10
+    assert len(list((tmp_path / "out" / "plans" / "plan_00000").iterdir())) == 2
+    samples = [[sample.sample_id for sample in open_dataset(str(tmp_path / n)).samples] for n in ("each", "out")]
+    assert samples[0] == samples[1]
+
+
+def test_a_damaged_manifest_is_not_added_to(clips: Path, film: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode(settings(clips, out))
+    path = out / "manifest_v1.jsonl"
+    path.write_text(path.read_text().replace("clip 3", "clip 4"))
+    with pytest.raises(DataError, match=r"manifest_v1\.jsonl: damaged.*dataset_v1\.json"):
+        encode(settings(write_list(tmp_path / "more", film, range(12)), out))
+    assert not (out / "dataset_v2.json").exists()
+
+
+def test_a_sample_that_comes_twice_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    manifest = ManifestFile(storage, tmp_path)
+    manifest.add({"sample_id": f"clip-{number}"} for number in range(20))
+    manifest.finish()
+    assert [json.loads(line)["index"] for line in manifest.path.open()] == list(range(20))
+    assert manifest.num_bytes == manifest.path.stat().st_size
+    assert manifest.checksum == hashlib.sha256(manifest.path.read_bytes()).hexdigest()
+    assert manifest.holds("clip-7") and not manifest.holds("clip-20") and not manifest.holds("")
+    # Ids of one hash are told apart.
+    monkeypatch.setattr(manifest_module, "_hash", len)
+    same = ManifestFile(storage, tmp_path)
+    same.add([{"sample_id": "clip-1"}, {"sample_id": "clip-2"}])
+    same.finish()
+    same.add([{"sample_id": "clip-1"}])
+    with pytest.raises(DataError, match="sample clip-1 was planned twice"):
+        same.finish()
 
 
 def test_a_damaged_unit_and_leftovers(clips: Path, tmp_path: Path) -> None:
