@@ -10,6 +10,9 @@ IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
 	if $$name -c '$(IN_RANGE)' >/dev/null 2>&1; then echo $$name; break; fi; done)
 
+# Workers of the tests: many tests start several processes of their own.
+WORKERS ?= 2
+
 .PHONY: demo test check format parity bench setup clean
 .DEFAULT_GOAL := test
 
@@ -17,7 +20,7 @@ demo: $(STAMP)  ## the whole line on made-up clips: data, training, samples and 
 	$(VENV)/bin/megavideo demo
 
 test: $(STAMP)  ## all tests but the slow ones
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: $(STAMP)  ## lint, format and types
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,7 @@
-"""Fixtures of all tests: one thread for torch, the root of the checkout, a bucket, a small disk, and real clips."""
+"""How workers share the tests, and fixtures of all tests.
+
+One thread for torch, the root of the checkout, a bucket, a small disk, and real clips.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,30 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+# Session fixtures that start many processes, by the folder in which they are shared.
+_SHARED = {"train": "place", "slurm": "lab"}
+# Groups that take longest begin first, so that no worker is left alone with one at the end.
+_FIRST = ("tests/train", "tests/parity", "tests/autoencoder", "tests/slurm", "tests/preflight")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several workers run the tests, keep those that share a fixture on one of them."""
+    if not config.getoption("numprocesses", default=None) and not os.environ.get("PYTEST_XDIST_WORKER"):
+        return
+    for item in items:
+        folder, fixtures = item.path.parent, getattr(item, "fixturenames", ())
+        shared = _SHARED.get(folder.name) in fixtures
+        group = folder if shared else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(config.rootpath))))
+    items.sort(key=_place_in_order)
+
+
+def _place_in_order(item: pytest.Item) -> int:
+    name = item.nodeid
+    return next((place for place, first in enumerate(_FIRST) if name.startswith(first)), len(_FIRST))
 
 
 @pytest.fixture(scope="session")
