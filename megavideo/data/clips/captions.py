@@ -85,15 +85,15 @@ def read_caption_table(path: Path, root: Path) -> CaptionTable:
     where they have a `clip_id`, the first counts and the others become notes. Raises DataError, with the line, on
     anything that is no such row.
     """
-    of_files: dict[Path, _Row] = {}
-    of_clips: dict[str, _Row] = {}
+    of_files: dict[Path, CaptionRow] = {}
+    of_clips: dict[str, CaptionRow] = {}
     notes: list[CaptionNote] = []
-    for row in _rows(path, root):
+    for row in caption_rows(path, root):
         first = of_files.setdefault(row.path, row) if row.clip_id is None else of_clips.setdefault(row.clip_id, row)
         if first is not row:
             same = "the same caption" if first.captions == row.captions else "another caption"
             notes.append(CaptionNote(row.file, row.line, f"has {same} in line {first.line} already; the first is used"))
-    by_file: dict[Path, list[_Row]] = {}
+    by_file: dict[Path, list[CaptionRow]] = {}
     for row in of_clips.values():
         by_file.setdefault(row.path, []).append(row)
     for clip_path, rows in by_file.items():
@@ -161,29 +161,40 @@ def _weighted(item: Any) -> WeightedCaption:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One row of a caption file; `path` is where its file is looked for."""
+class CaptionRow:
+    """One row of a caption file: its line, counted from 1, and which byte of the file that begins at.
+
+    `path` is where the row's file is looked for.
+    """
 
     line: int
+    offset: int
     file: str
     path: Path
     clip_id: str | None
     captions: tuple[WeightedCaption, ...]
 
 
-def _rows(path: Path, root: Path) -> Iterator[_Row]:
+def caption_rows(path: Path, root: Path) -> Iterator[CaptionRow]:
+    """The rows of a caption file, one at a time; DataError, with the line, on anything that is no row."""
+    offset = 0
     try:
-        raw_lines = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                if raw.strip():
+                    yield parse_caption_row(path, root, line, offset, raw)
+                offset += len(raw)
     except OSError as error:
         raise DataError(
             f"{path}: the captions file cannot be read ({error.strerror}). Remedy: correct captions=, or leave it out "
             "to use captions.jsonl or sidecar files beside the clips"
         ) from error
-    for line, raw in enumerate(raw_lines, start=1):
-        if raw.strip():
-            row, captions = _checked(path, line, raw)
-            clip_path = _locate(row["file"], root, path.parent)
-            yield _Row(line, row["file"], clip_path, row.get("clip_id"), captions)
+
+
+def parse_caption_row(path: Path, root: Path, line: int, offset: int, raw: bytes) -> CaptionRow:
+    """The row in line `line` of a caption file, which holds `raw`; DataError where it is none."""
+    row, captions = _checked(path, line, raw)
+    return CaptionRow(line, offset, row["file"], _locate(row["file"], root, path.parent), row.get("clip_id"), captions)
 
 
 def _checked(path: Path, line: int, raw: bytes) -> tuple[dict[str, Any], tuple[WeightedCaption, ...]]:
@@ -205,5 +216,7 @@ def _checked(path: Path, line: int, raw: bytes) -> tuple[dict[str, Any], tuple[W
 
 
 def _locate(file: str, root: Path, beside: Path) -> Path:
+    if root == beside:
+        return Path(os.path.abspath(root / file))
     under_root, under_table = (Path(os.path.abspath(folder / file)) for folder in (root, beside))
     return under_table if not under_root.exists() and under_table.exists() else under_root

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from megavideo.data.clips.captions import (
-    CaptionNote,
-    CaptionTable,
-    WeightedCaption,
-    heaviest,
-    read_caption_table,
-    read_sidecar_captions,
-)
+from megavideo.data.clips.captions import CaptionNote, WeightedCaption, heaviest, read_sidecar_captions
 from megavideo.data.clips.media import is_media
+from megavideo.data.ingest.caption_index import CaptionIndex
 from megavideo.errors import DataError
 
 _CAPTIONS_NAME = "captions.jsonl"
@@ -27,16 +20,21 @@ _log = logging.getLogger(__name__)
 class Captions:
     """The captions of the files under `root`, looked up as they are asked for, and what was not used of them."""
 
-    def __init__(self, root: Path, table: CaptionTable) -> None:
+    def __init__(self, root: Path, index: CaptionIndex | None) -> None:
         self._root = root
-        self._table = table
-        self._found: set[str] = set()  # of the clips that have captions of their own
+        self._index = index
+
+    def close(self) -> None:
+        """Close the caption file."""
+        if self._index is not None:
+            self._index.close()
 
     def of(self, file: str, clip_ids: Sequence[str]) -> list[tuple[WeightedCaption, ...]]:
         """The captions of each clip of a file, else those of the file; empty where there are none."""
         of_file = self._look_up(file)[0]
-        self._found |= self._table.of_clips.keys() & set(clip_ids)
-        return [self._table.of_clips.get(clip_id) or of_file for clip_id in clip_ids]
+        if self._index is None or not self._index.has_clips:
+            return [of_file] * len(clip_ids)
+        return [self._index.of_clip(clip_id) or of_file for clip_id in clip_ids]
 
     def fault(self, file: str) -> str:
         """Why a file has no caption."""
@@ -44,34 +42,26 @@ class Captions:
 
     def has_any(self, files: Iterable[str]) -> bool:
         """True where anything has a caption."""
-        return bool(self._table.of_clips) or any(self._look_up(file)[0] for file in files)
+        return (self._index is not None and self._index.has_clips) or any(self._look_up(file)[0] for file in files)
 
     def notes(self, files: Sequence[str], all_known: bool) -> tuple[CaptionNote, ...]:
-        """Rows of the caption file that were not used. `files` are sorted; `all_known` is when all clips are known."""
-        table, prefix = self._table, f"{self._root}/"
-        notes = list(table.notes)
-        for path in table.captions:
-            if not _is_one_of(str(path).removeprefix(prefix), files) and not path.exists():
-                notes.append(CaptionNote(str(path), table.lines[path], "no such file"))
-        if all_known:
-            notes += [note for clip_id, note in table.unless_found.items() if clip_id not in self._found]
-        return tuple(notes)
+        """Rows of the caption file that were not used; `all_known` is when all clips of `files` are known."""
+        if self._index is None:
+            return ()
+        of_clips = self._index.unknown_clips() if all_known else ()
+        return (*self._index.notes, *self._index.unknown_files(files), *of_clips)
 
     def _look_up(self, file: str) -> tuple[tuple[WeightedCaption, ...], str]:
         """The captions of a file, or why it has none."""
         path = self._root / file
         try:
-            captions = self._table.of(None, path) or read_sidecar_captions(path)
+            captions = self._index.of_file(path) if self._index is not None else None
+            captions = captions or read_sidecar_captions(path)
         except DataError as error:
             return (), str(error)
         if captions and heaviest(captions).text:
             return captions, ""
         return (), "its caption is empty" if captions else "no caption"
-
-
-def _is_one_of(file: str, files: Sequence[str]) -> bool:
-    place = bisect_left(files, file)
-    return place < len(files) and files[place] == file
 
 
 def find_media(src: Path, out: Path) -> list[Path]:
@@ -141,8 +131,9 @@ def find_captions(files: Sequence[str], root: Path, own_file: str | None) -> Cap
 
     Raises DataError where a caption file is missing or broken, and where no file has a caption.
     """
-    captions = Captions(root, _table(root, own_file))
+    captions = Captions(root, _index(root, own_file))
     if not captions.has_any(files):
+        captions.close()
         raise DataError(
             f"{root}: none of {len(files)} clips has a caption. Remedy: put {_CAPTIONS_NAME} there with lines "
             '{"file": "NAME", "caption": "TEXT"}, or NAME.txt beside each clip, or give captions=FILE'
@@ -150,12 +141,10 @@ def find_captions(files: Sequence[str], root: Path, own_file: str | None) -> Cap
     return captions
 
 
-def _table(root: Path, own_file: str | None) -> CaptionTable:
+def _index(root: Path, own_file: str | None) -> CaptionIndex | None:
     if own_file is not None:
         path = Path(own_file).expanduser()
         if not path.is_file():
             raise DataError(f"{path}: no such captions file. Remedy: correct captions=, or leave it out")
-        return read_caption_table(path, root)
-    if (root / _CAPTIONS_NAME).is_file():
-        return read_caption_table(root / _CAPTIONS_NAME, root)
-    return CaptionTable({}, {}, ())
+        return CaptionIndex(path, root)
+    return CaptionIndex(root / _CAPTIONS_NAME, root) if (root / _CAPTIONS_NAME).is_file() else None

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,7 +50,11 @@ def ingest(cfg: IngestRun) -> IngestReport:
     that are not there.
     """
     places = _find(cfg)
-    captions = find_captions(places.files, places.root, cfg.captions)
+    with closing(find_captions(places.files, places.root, cfg.captions)) as captions:
+        return _ingest(cfg, places, captions)
+
+
+def _ingest(cfg: IngestRun, places: _Places, captions: Captions) -> IngestReport:
     recipe = recipe_of(cfg)
     _make_folder(places.out)
     share = find_share(cfg.shard, os.environ)
