@@ -21,7 +21,7 @@ from megavideo.parallel.processes.forked import become_rank
 
 # The first of them also keeps the server, and so its forks, to one thread of a CPU. A server lives as long as the
 # tests' process and imports once: whoever asks first, all that any of them needs.
-_PRELOAD = ["megavideo.parity.preload", "megavideo.testing.train_cases"]
+PRELOAD = ["megavideo.parity.preload", "megavideo.testing.train_cases"]
 _TIMEOUT_SECONDS = 400.0
 _POLL_SECONDS = 0.02
 
@@ -37,7 +37,7 @@ def run_ranks(function: RankFunction, arguments: tuple[Any, ...], folder: Path, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(PRELOAD)
     port = free_port()
     started = [  # no daemons, which could have no workers of their own
         context.Process(target=_main, args=(function, arguments, rank, processes, port, folder))

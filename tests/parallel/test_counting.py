@@ -16,6 +16,7 @@ from torch import nn
 from megavideo.parallel.counting import Sending, counting_process_group
 from megavideo.parallel.processes.distributed import free_port, leave
 from megavideo.parallel.processes.mesh import ProcessMesh
+from megavideo.testing.ranks import PRELOAD
 
 RANKS = 3
 PART = 6 * 4  # bytes of six float32, one rank's part
@@ -74,7 +75,8 @@ def _process(rank: int, port: int, answer: Connection) -> None:
 
 @pytest.fixture(scope="module")
 def sent() -> list[tuple[dict[str, float], dict[str, float]]]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
     port, pipes = free_port(), [context.Pipe(duplex=False) for _ in range(RANKS)]
     processes: list[Any] = [
         context.Process(target=_process, args=(rank, port, pipes[rank][1]), daemon=True) for rank in range(RANKS)

@@ -148,10 +148,11 @@ def test_ring_layer_of_a_pack_sends_only_what_segments_share(pack: str) -> None:
     assert 0 < max(sent) < 0.7 * ring_bytes(spec.tokens, spec.model.width, 4, 4)
 
 
-def test_every_axis_of_a_layout_at_once() -> None:
-    layout = "tp2-sp-cp2-ring"
+@pytest.mark.parametrize("layout", ["tp2-sp-cp2-ring", "cp4-2d"])
+def test_every_axis_of_a_layout_at_once(layout: str) -> None:
     formula = layer_bytes(parse_layout(layout), NARROW.tokens, NARROW.model.width, NARROW.heads, 4)
     assert per_layer(NARROW, layout, "ring") == [formula.ring] * 4
+    assert per_layer(NARROW, layout, "ulysses") == [formula.ulysses] * 4
     _, rest = tensor_parallel_formulas(NARROW, layout)
     assert per_layer(NARROW, layout, "tp") == [formula.tensor + rest] * 4
 
