@@ -18,7 +18,6 @@ from megavideo.data.dataset.dataset import (
     NULL_TEXT_NAME,
     DatasetInfo,
     checksum,
-    manifest_line,
     manifest_row,
     null_text_bytes,
 )
@@ -27,6 +26,7 @@ from megavideo.data.storage.open import open_storage
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.encode.dataset_place import clear
 from megavideo.encoders.encode.dataset_writer import ShardWriter, publish_version, writing_shards
+from megavideo.encoders.encode.manifest_file import ManifestFile
 from megavideo.encoders.folder import save_encoders
 from megavideo.encoders.text.bytes_text import BytesTextEncoder
 from megavideo.encoders.video.pca import PcaAutoencoder, fit_pca
@@ -57,7 +57,7 @@ def write_dataset(
     text_encoder = BytesTextEncoder(TEXT_DIM, 16)
     storage = open_storage(uri)
     clear(storage)
-    lines = []
+    rows = []
     with _shards_in(storage, shard_bytes) as (writer, shards):
         for index in range(num_samples):
             grid = grids[index % len(grids)]
@@ -71,7 +71,7 @@ def write_dataset(
             sample = SampleInfo(f"sample-{index}", index, grid, len(text), 8.0, caption, f"{index}.mp4")
             pixels = (1 + 4 * (grid.t - 1), 8 * grid.h, 8 * grid.w)
             writer.add(sample, latent.astype(np.float16), [text], [1.0])
-            lines.append(manifest_line(manifest_row(sample, pixels, [(WeightedCaption(caption), len(text))])))
+            rows.append(manifest_row(sample, pixels, [(WeightedCaption(caption), len(text))]))
     null_text = null_text_bytes(text_encoder.encode([""])[0].numpy())
     storage.write_bytes(NULL_TEXT_NAME, null_text)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,10 @@ def write_dataset(
         captions_cut=0,
         checksums={NULL_TEXT_NAME: checksum(null_text)},
     )
-    return publish_version(storage, info, shards, "".join(lines).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = ManifestFile(storage, Path(folder))
+        manifest.add(rows)
+        return publish_version(storage, info, shards, manifest)
 
 
 @contextmanager

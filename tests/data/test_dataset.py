@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from megavideo.data.dataset.dataset import (
     DatasetInfo,
     checksum,
     info_bytes,
-    manifest_line,
     manifest_row,
     null_text_bytes,
     open_dataset,
@@ -24,6 +24,7 @@ from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.shards import ShardReader
 from megavideo.data.table.open import open_samples
 from megavideo.encoders.encode.dataset_writer import publish_version, writing_shards
+from megavideo.encoders.encode.manifest_file import ManifestFile
 from megavideo.errors import DataError
 from megavideo.types import Grid, SampleInfo
 
@@ -33,7 +34,7 @@ NULL_TEXT = null_text_bytes(np.zeros((1, 16), np.float16))
 def write_version(folder: Path, version: int = 1, num_samples: int = 5) -> DatasetInfo:
     """A version of random latents; sample 3 has two captions."""
     rng = np.random.default_rng(0)
-    storage, lines = LocalStorage(folder), []
+    storage, rows = LocalStorage(folder), []
     with writing_shards(storage, f"shards/{version}", folder / "staging", 4096) as writer:
         for index in range(num_samples):
             sample = SampleInfo(f"s{index}", index, Grid(2, 4, 6), 3, 8.0, f"caption\u2028{index}", f"{index}.mp4")
@@ -42,7 +43,7 @@ def write_version(folder: Path, version: int = 1, num_samples: int = 5) -> Datas
             texts = [rng.standard_normal((length, 16)).astype(np.float16) for _, length in captions]
             latent = rng.standard_normal((8, 2, 4, 6)).astype(np.float16)
             writer.add(sample, latent, texts, [caption.weight for caption, _ in captions])
-            lines.append(manifest_line(manifest_row(sample, (5, 32, 48), captions, scores={"motion": 0.5})))
+            rows.append(manifest_row(sample, (5, 32, 48), captions, scores={"motion": 0.5}))
         shards = writer.finish()
     storage.write_bytes("null_text.safetensors", NULL_TEXT)
     info = DatasetInfo(
@@ -60,7 +61,10 @@ def write_version(folder: Path, version: int = 1, num_samples: int = 5) -> Datas
         psnr_db=30.0,
         psnr_clips=4,
     )
-    return publish_version(storage, info, shards, "".join(lines).encode())
+    with tempfile.TemporaryDirectory() as staging:
+        manifest = ManifestFile(storage, Path(staging))
+        manifest.add(rows)
+        return publish_version(storage, info, shards, manifest)
 
 
 def test_written_and_opened(tmp_path: Path) -> None:
@@ -187,5 +191,6 @@ def test_an_index_cannot_have_anything_unpickled(tmp_path: Path) -> None:
 
 def test_a_version_has_samples(tmp_path: Path) -> None:
     info = write_version(tmp_path)
+    storage = LocalStorage(tmp_path)
     with pytest.raises(ValueError, match="without samples"):
-        publish_version(LocalStorage(tmp_path), replace(info, num_samples=0), [], b"")
+        publish_version(storage, replace(info, num_samples=0), [], ManifestFile(storage, tmp_path))
