@@ -6,6 +6,7 @@ Shape legend: N query tokens, M key tokens, K segments, A heads, h head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,8 +37,12 @@ class Segments:
         return Segments(self.cu_seqlens.clamp(begin, end) - begin, bounds, end - begin)
 
     def host_bounds(self) -> tuple[int, ...]:
-        """The bounds on the host; where only the device knows them, this waits for it."""
-        return self.bounds or tuple(self.cu_seqlens.tolist())
+        """The bounds on the host; where only the device knows them, the first call waits for it."""
+        return self.bounds or self._fetched
+
+    @cached_property
+    def _fetched(self) -> tuple[int, ...]:
+        return tuple(self.cu_seqlens.tolist())
 
 
 def attend_varlen(

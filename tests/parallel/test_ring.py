@@ -38,6 +38,13 @@ def test_runs_share_exactly_the_tokens_of_their_common_segment(seed: int) -> Non
         assert [list(range(part.start, part.stop)) for part in found] == expected
 
 
+def test_every_layer_has_the_bounds_that_the_first_one_fetched() -> None:
+    """Where they lie on a device, each fetch waits until it has done all that it was given."""
+    segments = Segments(torch.tensor([0, 5, 9], dtype=torch.int32), (), 9)
+    assert segments.host_bounds() == (0, 5, 9)
+    assert segments.host_bounds() is segments.host_bounds()
+
+
 def _attention(shape: tuple[int, int, int], seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(4)]
