@@ -8,6 +8,7 @@ import numpy as np
 
 from megavideo.config.schema.doctor import DoctorRun
 from megavideo.data.ingest.charts import Chart, draw_charts
+from megavideo.data.ingest.histogram import Histogram
 from megavideo.evaluation.dataset_report import DatasetReport
 from megavideo.observe.page import data_uri, render
 from megavideo.observe.progress import format_bytes, format_count
@@ -41,10 +42,11 @@ def draw_histograms(columns: SampleColumns, fill: np.ndarray, cfg: DoctorRun) ->
         ("Captions", "text tokens of a sample", columns.text, (float(cfg.text_tokens_per_pack),)),
     ]
     charts = [
-        Chart(title, axis, values[columns.kept], values[~columns.kept], limits) for title, axis, values, limits in rows
+        Chart(title, axis, Histogram.of(values[columns.kept], values[~columns.kept]), limits)
+        for title, axis, values, limits in rows
     ]
     if len(fill):
-        charts.append(Chart("Fill of packs", "% of tokens_per_pack", 100 * fill, []))
+        charts.append(Chart("Fill of packs", "% of tokens_per_pack", Histogram.of(100 * fill, np.empty(0))))
     return draw_charts(charts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,15 @@ class Histogram:
     span: Span
     kept: list[int] = field(default_factory=lambda: [0] * _BINS)
     dropped: list[int] = field(default_factory=lambda: [0] * _BINS)
+
+    @classmethod
+    def of(cls, kept: npt.NDArray[Any], dropped: npt.NDArray[Any]) -> Histogram:
+        """That of values which are all at hand."""
+        both = np.concatenate([kept, dropped])
+        counted = cls(Span(float(both.min()), float(both.max())) if len(both) else Span())
+        for values, counts in ((kept, counted.kept), (dropped, counted.dropped)):
+            counts[:] = np.histogram(values, counted.edges)[0].tolist()
+        return counted
 
     @property
     def limits(self) -> tuple[float, float]:
