@@ -1,24 +1,19 @@
-"""A table made by several processes: the same files, the same errors, and what the death of one costs."""
+"""A table made by several processes: the same files and the same errors, of a folder and of a store, on ranks too."""
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
-import signal
-import time
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megavideo.data.dataset.dataset import LatentDataset, open_dataset
-from megavideo.data.table import ordered_pool
+from megavideo.data.storage.open import open_storage
 from megavideo.data.table import writer as table_writer
 from megavideo.data.table.open import open_samples
-from megavideo.data.table.ordered_pool import in_order, num_processes
+from megavideo.data.table.ordered_pool import in_order
 from megavideo.data.table.writer import write_table
 from megavideo.errors import DataError
 from megavideo.parallel.processes.distributed import Launch
@@ -46,6 +41,14 @@ def test_the_files_are_the_same_for_any_number_of_processes(dataset: LatentDatas
         assert files(dataset, tmp_path / str(processes), processes) == expected
 
 
+def test_of_a_store_its_copy_without_a_name_is_shared(s3_bucket: str, dataset: LatentDataset, tmp_path: Path) -> None:
+    name = dataset.info.manifest_name
+    storage = open_storage(f"{s3_bucket}/data")
+    storage.write_bytes(name, (Path(dataset.uri) / name).read_bytes())
+    remote = files(replace(dataset, storage=storage), tmp_path / "remote", 2)
+    assert remote == files(dataset, tmp_path / "local", 1)
+
+
 def spoiled(dataset: LatentDataset, *lines: int) -> None:
     """Make these lines no JSON."""
     path = Path(dataset.uri) / dataset.info.manifest_name
@@ -68,57 +71,6 @@ def test_others_see_that_it_moves(dataset: LatentDataset, tmp_path: Path) -> Non
     write_table(dataset.manifest, (), tmp_path / "table", lambda: told.append(1), processes=2)
     num_blocks = (Path(dataset.uri) / dataset.info.manifest_name).stat().st_size // 3200
     assert num_blocks > 50 and len(told) > num_blocks
-
-
-def square_late(number: int) -> int:
-    """The square; of an even number later."""
-    time.sleep(0.02 * (number % 2 == 0))
-    return number * number
-
-
-def square_or_die(parent: int, number: int) -> int:
-    """The square, unless this is a worker that is to do a multiple of 7."""
-    if number % 7 == 3 and os.getpid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number * number
-
-
-def test_results_come_in_order_and_few_jobs_are_taken_ahead() -> None:
-    taken: list[int] = []
-
-    def jobs() -> Iterator[int]:
-        for number in range(30):
-            taken.append(number)
-            yield number
-
-    for number, result in enumerate(in_order(square_late, jobs(), 2)):
-        assert result == number * number
-        assert len(taken) <= number + 6
-
-
-def test_a_worker_that_dies_costs_time_only(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        found = list(in_order(partial(square_or_die, os.getpid()), range(40), 2))
-    assert found == [number * number for number in range(40)]
-    assert [record.message for record in caplog.records].count(ordered_pool.ALONE) == 1
-
-
-def test_workers_end_where_results_are_wanted_no_more() -> None:
-    before = set(multiprocessing.active_children())
-    results = in_order(square_late, range(1000), 2)
-    assert next(results) == 0
-    workers = set(multiprocessing.active_children()) - before
-    results.close()
-    assert workers and not any(worker.is_alive() for worker in workers)
-
-
-def test_processes_are_as_many_as_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    assert [num_processes(count) for count in (0, 999_999, 1_000_000, 3_000_000, 10**9)] == [1, 1, 2, 6, 12]
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(192)))
-    assert num_processes(10**9) == 16
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
-    assert num_processes(10**9) == 1
 
 
 def made_by_ranks(launch: Launch, uri: str, cache: str) -> tuple[int, list[int]]:

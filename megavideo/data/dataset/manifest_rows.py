@@ -99,11 +99,11 @@ class ManifestRows:
         """
         self._check_text(first, lines)
         rows: list[_Row] = _ROW.findall(lines)
-        if any(row[-1] for row in rows):
-            for number, row in enumerate(rows):
-                if row[-1]:
-                    rows[number] = self._parsed(first + number, row[-1])
-        ids, index, latent, text, fps, captions, sources, pixels, _ = zip(*rows, strict=True)
+        columns = tuple(zip(*rows, strict=True))
+        if any(columns[-1]):
+            parsed = (self._parsed(first + number, row[-1]) if row[-1] else row for number, row in enumerate(rows))
+            columns = tuple(zip(*parsed, strict=True))
+        ids, index, latent, text, fps, captions, sources, pixels, _ = columns
         numbers = _integers(chain(index, latent, text))
         count = len(rows)
         sizes = numbers[count : 4 * count].reshape(count, 3)

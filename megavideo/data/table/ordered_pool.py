@@ -28,9 +28,10 @@ Result = TypeVar("Result")
 
 def num_processes(num_samples: int) -> int:
     """Processes that work on so many samples: one for each core that this process may use, as far as it is worth it."""
-    if multiprocessing.current_process().daemon:
-        return 1  # it may have none of its own
-    return max(1, min(len(os.sched_getaffinity(0)), _MOST_PROCESSES, num_samples // _SAMPLES_A_PROCESS))
+    affinity = getattr(os, "sched_getaffinity", None)  # only Linux has it
+    if affinity is None or multiprocessing.current_process().daemon:  # which may have none of its own
+        return 1
+    return max(1, min(len(affinity(0)), _MOST_PROCESSES, num_samples // _SAMPLES_A_PROCESS))
 
 
 def in_order(do: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Generator[Result, None, None]:

@@ -119,7 +119,7 @@ def make_table(samples: Iterable[SampleInfo], sources: Sequence[str] = ()) -> Sa
 
 def hashes_of(ids: Iterable[bytes]) -> npt.NDArray[np.uint64]:
     """A hash of each id, which depends on nothing else: XXH64 under a key."""
-    return np.fromiter((xxhash.xxh64_intdigest(sample_id, _ID_KEY) for sample_id in ids), np.uint64)
+    return np.fromiter(map(xxhash.xxh64_intdigest, ids, itertools.repeat(_ID_KEY)), np.uint64)
 
 
 def save_groups(folder: Path, groups: Sequence[str]) -> None:
@@ -174,5 +174,5 @@ def groups_of(
             groups[(frames > 1) == bool(KINDS.index(pattern))] = number
         else:
             fits = re.compile(fnmatch.translate(pattern)).match
-            groups[[fits(source.decode()) is not None for source in sources]] = number
+            groups[[found is not None for found in map(fits, map(bytes.decode, sources))]] = number
     return groups

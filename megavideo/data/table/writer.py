@@ -80,17 +80,18 @@ def write_table(
     """
     folder.mkdir(parents=True)
     count = manifest.rows.num_samples
+    processes = num_processes(count) if processes is None else processes
     columns: dict[str, ColumnFile] = {}
     for name, (dtype, shape) in _COLUMNS.items():
         columns[name] = ColumnFile.create(folder, name, dtype, count, *shape)
         on_progress()
     with manifest.opened(on_progress, folder) as file:
         # by its number, as the copy of one in a store has no name
-        place = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        place = f"/proc/{os.getpid()}/fd/{file.fileno()}" if processes > 1 else f"/dev/fd/{file.fileno()}"
         write = _BlockWriter(manifest.rows, place, tuple(sources), columns)
         blocks = Blocks(manifest, file)
         jobs = (block for block, _ in blocks)
-        with closing(in_order(write, jobs, num_processes(count) if processes is None else processes)) as ids:
+        with closing(in_order(write, jobs, processes)) as ids:
             _write_ids(folder, count, ids, on_progress)
         blocks.check()
 
