@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
+
+from megavideo.parallel.processes.distributed import read_launch
+from megavideo.parallel.processes.forked import name_rank
 
 SECONDS = 120.0
 
@@ -18,6 +22,23 @@ def wait_until(holds: Callable[[], bool], seconds: float = SECONDS) -> bool:
     while not holds() and time.monotonic() < end:
         time.sleep(0.05)
     return holds()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        {},
+        {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "gpu[07-08]"},
+        {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "5", "WORLD_SIZE": "8"},
+    ],
+    ids=["alone", "in a job of several tasks", "under torchrun"],
+)
+def test_ranks_are_their_own_wherever_their_parent_was_started(start: dict[str, str]) -> None:
+    environment = start | {"SLURM_JOB_ID": "7"}
+    name_rank(environment, 1, 2, 4321)
+    assert read_launch(environment) == (1, 1, 2)
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("127.0.0.1", "4321")
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in environment
 
 
 def test_ranks_of_a_killed_process_end(tmp_path: Path) -> None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections.abc import MutableMapping
+
+# by which torchrun, or srun in a job of several tasks, says who the process is that asked for the ranks
+_ANOTHER_START = ("SLURM_PROCID", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE")
 
 
 def become_rank(rank: int, world_size: int, port: int) -> None:
     """Let this process, forked for it, be one rank of several on this machine, whose store listens on `port`."""
     end_with_parent()
+    name_rank(os.environ, rank, world_size, port)
+
+
+def name_rank(environment: MutableMapping[str, str], rank: int, world_size: int, port: int) -> None:
+    """Set torchrun's variables for a rank of this machine, wherever the process that asked for it was started."""
+    for name in _ANOTHER_START:
+        environment.pop(name, None)
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
-    os.environ.update({name: str(value) for name, value in zip(names, (rank, rank, world_size, port), strict=True)})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    environment.update({name: str(value) for name, value in zip(names, (rank, rank, world_size, port), strict=True)})
+    environment["MASTER_ADDR"] = "127.0.0.1"
 
 
 def end_with_parent() -> None:
