@@ -16,6 +16,10 @@ from megavideo.parity.record import Record
 FLOORS = {"fp32": 1e-4, "bf16": 5e-2}
 
 
+class Incomparable(ValueError):
+    """Accounts of a layout that do not hold the elements of one process; says which are missing, or too many."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far a layout is from one process, relative, at most over all steps; infinitely where one is not finite.
@@ -42,7 +46,7 @@ class Difference:
 
 
 def compare(layout: str, oracle: Record, records: Sequence[Record], precision: str) -> Difference:
-    """Compare the processes of a layout with one process. Raises ValueError where elements are missing."""
+    """Compare the processes of a layout with one process. Raises Incomparable where they hold other elements."""
     floor = FLOORS[precision]
     gradient, weight, average = (_worst(oracle, records, kind, floor) for kind in ("grad", "weight", "ema"))
     return Difference(
@@ -81,17 +85,23 @@ def _worst(oracle: Record, records: Sequence[Record], kind: str, floor: float) -
         for piece in record.pieces:
             if piece.kind == kind:
                 key = (piece.step, piece.name)
+                if key not in whole:
+                    raise Incomparable(f"one process has no {_what(kind, *key)}")
                 at = piece.shard.whole_positions(piece.shape, piece.start, piece.values.numel())
                 error = (piece.values - whole[key][at]).square()
                 # of several copies the one that differs most counts; NaN counts as infinitely far
                 square[key][at] = torch.maximum(square[key][at], torch.nan_to_num(error, nan=float("inf")))
                 seen[key][at] = True
-    missing = [f"{name} in step {step}" for (step, name), mask in seen.items() if not bool(mask.all())]
+    missing = [_what(kind, *key) for key, mask in seen.items() if not bool(mask.all())]
     if missing:
-        raise ValueError(f"no process holds all of {kind} of {', '.join(missing[:5])}")
+        raise Incomparable(f"no process holds all of {', '.join(missing[:5])}")
     relative = {
         (step, name): float(total.sum().sqrt()) / max(float(whole[step, name].norm()), floor * largest[step], 1e-30)
         for (step, name), total in square.items()
     }
-    (step, name), value = max(relative.items(), key=lambda item: item[1])
-    return value, f"gradient of {name} in step {step + 1}" if kind == "grad" else f"{kind} of {name}"
+    key, value = max(relative.items(), key=lambda item: item[1])
+    return value, _what(kind, *key)
+
+
+def _what(kind: str, step: int, name: str) -> str:
+    return f"gradient of {name} in step {step + 1}" if kind == "grad" else f"{kind} of {name}"

@@ -21,7 +21,7 @@ from megavideo.model.layers import LocalLayers
 from megavideo.model.recompute import saved_bytes
 from megavideo.parallel.fp8_probe import ProbeReport
 from megavideo.parallel.parallelize import fill_weights
-from megavideo.parity.compare import Difference, compare
+from megavideo.parity.compare import Difference, Incomparable, compare
 from megavideo.parity.matrix import FAST, FULL, Batch
 from megavideo.parity.oracle import run_oracle
 from megavideo.parity.packs import start_value, step_input
@@ -48,7 +48,8 @@ LIMITS = {"fp32": Limits(1e-5, 1e-4), "bf16": Limits(2e-2, 2e-2)}
 class LayoutParity:
     """One layout's differences from one process (see `Difference`), and whether they are within the limits.
 
-    `error` tells why its processes did not come to their end; there are no numbers then (NaN, in JSON null).
+    `error` tells why its processes did not come to their end, or cannot be compared; there are no numbers then (NaN, in
+    JSON null).
     """
 
     layout: str
@@ -168,7 +169,7 @@ def _run_batch(batch: Batch, pool: Pool) -> Iterator[LayoutParity]:
         begin, error = time.monotonic(), None
         try:
             found = compare_layout(pool, spec, oracle, text)
-        except RanksFailed as failure:  # the layouts that follow are run all the same
+        except (RanksFailed, Incomparable) as failure:  # the layouts that follow are run all the same
             found = Difference(text, math.nan, math.nan, math.nan, "", math.nan, math.nan)
             error = str(failure)
         seconds = time.monotonic() - begin

@@ -11,7 +11,7 @@ from megavideo.cli.main import main
 from megavideo.config.schema.parity import ParityRun
 from megavideo.errors import ConfigError
 from megavideo.parallel.layers.sharding import WHOLE
-from megavideo.parity.compare import compare
+from megavideo.parity.compare import Incomparable, compare
 from megavideo.parity.pool import Pool
 from megavideo.parity.record import Piece, Record
 from megavideo.parity.run import check_parity_layout, run_parity
@@ -71,3 +71,16 @@ def test_numbers_that_are_not_finite_are_infinitely_far(losses: tuple[float, ...
     assert compare("zero0", finite, [finite], "fp32").within(0.0, 0.0)
     for expected, found in ((finite, other), (other, finite), (other, other)):
         assert compare("zero0", expected, [finite, found], "fp32").loss_rel == float("inf")
+
+
+def test_elements_that_one_side_lacks_are_named() -> None:
+    def record(names: str, numel: int) -> Record:
+        pieces = [Piece("grad", 2, name, (3,), WHOLE, 0, torch.ones(numel)) for name in names]
+        return Record((1.0,), (1.0,), tuple(pieces))
+
+    with pytest.raises(Incomparable, match="no process holds all of gradient of b in step 3"):
+        compare("dp2-zero1", record("ab", 3), [record("a", 3)], "fp32")
+    with pytest.raises(Incomparable, match="no process holds all of gradient of a in step 3"):
+        compare("dp2-zero1", record("a", 3), [record("a", 2), record("a", 1)], "fp32")
+    with pytest.raises(Incomparable, match="one process has no gradient of b in step 3"):
+        compare("dp2-zero1", record("a", 3), [record("ab", 3)], "fp32")
