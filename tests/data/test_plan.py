@@ -326,6 +326,7 @@ def test_a_billion_samples_at_once() -> None:
         fps=np.array([8.0]),
         id_begin=np.array([0, 0]),
         id_bytes=np.zeros(0, np.uint8),
+        id_hash=np.zeros(1, np.uint64),
         run_begin=begin,
         run_group=np.zeros(len(sizes), np.int64),
         run_volume=sizes,
