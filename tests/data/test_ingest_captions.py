@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megavideo.config.schema.prepare import IngestRun
 from megavideo.data.clips.captions import read_caption_table
 from megavideo.data.ingest import caption_index as index_module
+from megavideo.data.ingest import ingest
 from megavideo.data.ingest.caption_index import CaptionIndex
-from megavideo.data.ingest.find import find_captions
+from megavideo.data.ingest.find import Captions
 from megavideo.errors import DataError
+from tests.data.clip_files import write_captions, write_clip
+from tests.data.test_ingest_cuts import texture
 
 
 def made_rows(rng: random.Random) -> Iterator[dict[str, Any]]:
@@ -59,9 +64,24 @@ def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_broken_row_is_told_with_its_line(tmp_path: Path) -> None:
-    (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "x"}\n\n{"file": 3}\n')
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"file": "a.mp4", "caption": "x"}\n\n{"file": 3}\n')
     with pytest.raises(DataError, match=r"captions\.jsonl, line 3: no text under \"file\""):
-        find_captions(["a.mp4"], tmp_path, None)
-    (tmp_path / "captions.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="none of 1 clips has a caption"):
-        find_captions(["a.mp4"], tmp_path, None)
+        Captions(tmp_path, None).check(["a.mp4"])
+    path.write_text("\n")
+    with closing(Captions(tmp_path, None)) as captions, pytest.raises(DataError, match="none of 1 clips has a caption"):
+        captions.check(["a.mp4"])
+
+
+def test_one_of_many_tasks_reads_the_captions_before_the_last_step(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    for number in range(4):
+        write_clip(src / f"{number}.mp4", texture(number, 5, 32, 32))
+    (src / "captions.jsonl").write_text("no row")
+    with pytest.raises(DataError, match=r"captions\.jsonl, line 1: not JSON"):
+        ingest(IngestRun(src=str(src), out=str(tmp_path / "out"), shard="0/2"))
+    report = ingest(IngestRun(src=str(src), out=str(tmp_path / "out"), shard="1/2"))
+    assert 0 < report.inputs_waiting < 4 and report.caption_notes == ()
+    write_captions(src, {f"{number}.mp4": "x" for number in range(4)})
+    assert ingest(IngestRun(src=str(src), out=str(tmp_path / "out"), shard="0/2")).num_clips == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from megavideo.data.clips.captions import CaptionNote, WeightedCaption, heaviest, read_sidecar_captions
@@ -18,45 +18,63 @@ _log = logging.getLogger(__name__)
 
 
 class Captions:
-    """The captions of the files under `root`, looked up as they are asked for, and what was not used of them."""
+    """The captions of the files under `root`, looked up as they are asked for, and what was not used of them.
 
-    def __init__(self, root: Path, index: CaptionIndex | None) -> None:
+    They are those of `own_file`, else of `captions.jsonl` under `root`, and in files beside the clips. The caption file
+    is read when first asked for anything. Raises DataError where `own_file` is missing, and then where it is broken.
+    """
+
+    def __init__(self, root: Path, own_file: str | None) -> None:
         self._root = root
-        self._index = index
+        self._path = root / _CAPTIONS_NAME if own_file is None else Path(own_file).expanduser()
+        if own_file is not None and not self._path.is_file():
+            raise DataError(f"{self._path}: no such captions file. Remedy: correct captions=, or leave it out")
+        self._index: CaptionIndex | None = None
 
     def close(self) -> None:
         """Close the caption file."""
         if self._index is not None:
             self._index.close()
 
+    def check(self, files: Sequence[str]) -> None:
+        """Raise DataError where a caption file is broken, or none of `files` has a caption."""
+        index = self._opened()
+        if (index is not None and index.has_clips) or any(self._look_up(file)[0] for file in files):
+            return
+        raise DataError(
+            f"{self._root}: none of {len(files)} clips has a caption. Remedy: put {_CAPTIONS_NAME} there with lines "
+            '{"file": "NAME", "caption": "TEXT"}, or NAME.txt beside each clip, or give captions=FILE'
+        )
+
     def of(self, file: str, clip_ids: Sequence[str]) -> list[tuple[WeightedCaption, ...]]:
         """The captions of each clip of a file, else those of the file; empty where there are none."""
-        of_file = self._look_up(file)[0]
-        if self._index is None or not self._index.has_clips:
+        of_file, index = self._look_up(file)[0], self._opened()
+        if index is None or not index.has_clips:
             return [of_file] * len(clip_ids)
-        return [self._index.of_clip(clip_id) or of_file for clip_id in clip_ids]
+        return [index.of_clip(clip_id) or of_file for clip_id in clip_ids]
 
     def fault(self, file: str) -> str:
         """Why a file has no caption."""
         return self._look_up(file)[1]
 
-    def has_any(self, files: Iterable[str]) -> bool:
-        """True where anything has a caption."""
-        return (self._index is not None and self._index.has_clips) or any(self._look_up(file)[0] for file in files)
-
     def notes(self, files: Sequence[str], all_known: bool) -> tuple[CaptionNote, ...]:
-        """Rows of the caption file that were not used; `all_known` is when all clips of `files` are known."""
+        """Rows of the caption file, if it was read, that were not used; `all_known` is when all clips are known."""
         if self._index is None:
             return ()
         of_clips = self._index.unknown_clips() if all_known else ()
         return (*self._index.notes, *self._index.unknown_files(files), *of_clips)
 
+    def _opened(self) -> CaptionIndex | None:
+        """The rows of the caption file, None without one."""
+        if self._index is None and self._path.is_file():
+            self._index = CaptionIndex(self._path, self._root)
+        return self._index
+
     def _look_up(self, file: str) -> tuple[tuple[WeightedCaption, ...], str]:
         """The captions of a file, or why it has none."""
-        path = self._root / file
+        path, index = self._root / file, self._opened()
         try:
-            captions = self._index.of_file(path) if self._index is not None else None
-            captions = captions or read_sidecar_captions(path)
+            captions = (index.of_file(path) if index is not None else None) or read_sidecar_captions(path)
         except DataError as error:
             return (), str(error)
         if captions and heaviest(captions).text:
@@ -124,27 +142,3 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def find_captions(files: Sequence[str], root: Path, own_file: str | None) -> Captions:
-    """Captions from `own_file`, else `captions.jsonl` under `root`, and from files beside the clips.
-
-    Raises DataError where a caption file is missing or broken, and where no file has a caption.
-    """
-    captions = Captions(root, _index(root, own_file))
-    if not captions.has_any(files):
-        captions.close()
-        raise DataError(
-            f"{root}: none of {len(files)} clips has a caption. Remedy: put {_CAPTIONS_NAME} there with lines "
-            '{"file": "NAME", "caption": "TEXT"}, or NAME.txt beside each clip, or give captions=FILE'
-        )
-    return captions
-
-
-def _index(root: Path, own_file: str | None) -> CaptionIndex | None:
-    if own_file is not None:
-        path = Path(own_file).expanduser()
-        if not path.is_file():
-            raise DataError(f"{path}: no such captions file. Remedy: correct captions=, or leave it out")
-        return CaptionIndex(path, root)
-    return CaptionIndex(root / _CAPTIONS_NAME, root) if (root / _CAPTIONS_NAME).is_file() else None

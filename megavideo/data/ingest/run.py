@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megavideo.config.schema.prepare import IngestRun
 from megavideo.data.ingest.examine import Recipe, recipe_of
-from megavideo.data.ingest.find import Captions, find_captions, find_inputs
+from megavideo.data.ingest.find import Captions, find_inputs
 from megavideo.data.ingest.judge import Judge
 from megavideo.data.ingest.judged import Judged, dropped_line
 from megavideo.data.ingest.page import PAGE_NAME, page_text
@@ -50,14 +50,15 @@ def ingest(cfg: IngestRun) -> IngestReport:
     that are not there.
     """
     places = _find(cfg)
-    with closing(find_captions(places.files, places.root, cfg.captions)) as captions:
+    with closing(Captions(places.root, cfg.captions)) as captions:
         return _ingest(cfg, places, captions)
 
 
 def _ingest(cfg: IngestRun, places: _Places, captions: Captions) -> IngestReport:
-    recipe = recipe_of(cfg)
+    recipe, share = recipe_of(cfg), find_share(cfg.shard, os.environ)
+    if share.index == 0:
+        captions.check(places.files)  # before anything is decoded; of many tasks, one is enough
     _make_folder(places.out)
-    share = find_share(cfg.shard, os.environ)
     mine = [file for file in places.files if is_in_share(file, share)]
     todo = [file for file in mine if not _is_done(places, file, recipe)]
     _log.info(
@@ -68,6 +69,7 @@ def _ingest(cfg: IngestRun, places: _Places, captions: Captions) -> IngestReport
     run_jobs(jobs, choose_workers(cfg.workers, len(jobs)))
     waiting = sum(not part_path(places.out, file).exists() for file in places.files)
     if not waiting:
+        captions.check(places.files)
         with _writing(places.out), Judged(places.out) as judged:
             waiting = _judge(places, recipe, Judge(captions, cfg.filters, judged))
             if not waiting:
