@@ -23,21 +23,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
-# Session fixtures that start many processes, by the folder in which they are shared.
-_SHARED = {"train": "place", "slurm": "lab"}
+# Tests of a folder that stay on one worker: those that use a fixture which is made once and costs much, or (None) all,
+# as a machine has one Slurm at a time.
+_TOGETHER = {"train": "place", "slurm": None}
 # Groups that take longest begin first, so that no worker is left alone with one at the end.
 _FIRST = ("tests/train", "tests/parity", "tests/autoencoder", "tests/slurm", "tests/preflight")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several workers run the tests, keep those that share a fixture on one of them."""
+    """Where several workers run the tests, keep those of a file, or of `_TOGETHER`, on one of them."""
     if not config.getoption("numprocesses", default=None) and not os.environ.get("PYTEST_XDIST_WORKER"):
         return
     for item in items:
         folder, fixtures = item.path.parent, getattr(item, "fixturenames", ())
-        shared = _SHARED.get(folder.name) in fixtures
-        group = folder if shared else item.path
+        fixture = _TOGETHER.get(folder.name, "")
+        group = folder if fixture is None or fixture in fixtures else item.path
         item.add_marker(pytest.mark.xdist_group(str(group.relative_to(config.rootpath))))
     items.sort(key=_place_in_order)
 
