@@ -16,7 +16,7 @@ import pytest
 
 from megavideo.errors import HUNG_STATUS
 from megavideo.parallel.processes.distributed import free_port
-from megavideo.testing.launch import Launched
+from megavideo.testing.launch import Finished, Launched
 from megavideo.train.health.heartbeats import ENDED, Heartbeat, compare
 from megavideo.train.health.watchdog import FIRST_STEPS_FACTOR, LEAVE_SECONDS, collective_timeout
 
@@ -95,8 +95,8 @@ def test_a_rank_that_is_alive_and_elsewhere_is_named_by_both(tmp_path: Path) -> 
     words = [str(tmp_path), "reading", str(SECONDS)]
     with Launched("tests.train.hanging", words, tmp_path / "logs", processes=2) as launched:
         finished = launched.finish()
-    assert finished.err.count(f"exitcode  : {HUNG_STATUS}") == 2
-    for words_of_a_rank in ("hung: rank 0 on ", "hung: rank 1 on ", "reading at step 5", "training at step 5"):
+    _ended_by_watchdogs(finished)
+    for words_of_a_rank in ("reading at step 5", "training at step 5"):
         assert words_of_a_rank in finished.err
     row = _row(tmp_path)
     assert (row["rank"], row["step"]) == (0, 5)
@@ -117,7 +117,7 @@ def test_a_save_that_is_stuck_is_a_hang_of_all_that_wait_for_it(tmp_path: Path) 
     words = [str(tmp_path), "stuck_store", str(SECONDS)]
     with Launched("tests.train.hanging", words, tmp_path / "logs", processes=2) as launched:
         finished = launched.finish()
-    assert finished.err.count(f"exitcode  : {HUNG_STATUS}") == 2, finished.err
+    _ended_by_watchdogs(finished)
     row = _row(tmp_path)
     assert (row["kind"], row["rank"], row["doing"], row["step"]) == ("hang", 0, "saving", 5)
 
@@ -134,6 +134,13 @@ def test_a_process_alone_gets_longer_for_its_first_steps_and_may_be_suspended(tm
     assert time.monotonic() - resumed > 0.5 * FIRST_STEPS_FACTOR / 2
     assert "starting at step 0" in finished.err
     assert _row(tmp_path)["doing"] == "starting"
+
+
+def _ended_by_watchdogs(finished: Finished) -> None:
+    """Both ranks found the hang. torchrun ends the second once the first has left, which may be before it has too."""
+    assert f"exitcode  : {HUNG_STATUS}" in finished.err
+    for rank in range(2):
+        assert f"hung: rank {rank} on " in finished.err
 
 
 def _beats(*rows: tuple[int, str, int]) -> dict[int, Heartbeat]:
