@@ -28,16 +28,14 @@ ALLOWED: dict[str, set[str]] = {
     "autoencoder": WORK | {"evaluation"},
     "preflight": WORK,
     "launch": {"config", "planning", "errors", "types"},
-    "scaling": {"config", "planning", "errors", "types", "launch"},
     "parity": WORK | {"train"},
-    "cli": WORK | {"generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "scaling"},
-    "testing": WORK
-    | {"generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "scaling", "cli"},
+    "cli": WORK | {"generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch"},
+    "testing": WORK | {"generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "cli"},
     "__main__": {"cli"},
     "": set(),
 }
 
-TORCH_FREE = ("errors", "types", "config", "planning", "launch", "scaling")
+TORCH_FREE = ("errors", "types", "config", "planning", "launch")
 TORCH_BOUND = {
     "torch", "torchvision", "deepspeed", "megatron", "transformer_engine", "diffusers", "transformers", "streaming",
 }  # fmt: skip
