@@ -21,7 +21,13 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert said is not None and "munged, slurmctld" in said and "install.sh" in said
 
 
-def test_a_power_cut_and_the_end(tmp_path: Path) -> None:
+def test_a_folder_that_is_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="longer than .* Remedy"):
+        module.SlurmCluster(tmp_path / ("folder" * 12))
+
+
+def test_a_power_cut_and_the_end(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tmp_path = tmp_path_factory.mktemp("cut")  # a short name, for sockets lie in it
     with cluster_or_skip(tmp_path / "cluster", Shape(nodes=2)) as cluster:
         (tmp_path / "job.sh").write_text(SCRIPT)
         cluster.call("sbatch", tmp_path / "job.sh", cwd=tmp_path)

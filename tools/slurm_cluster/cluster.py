@@ -23,6 +23,8 @@ from types import TracebackType
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
 START_SECONDS = 60.0
 CLIENT_SECONDS = 60.0  # clients try for minutes where slurmctld is gone
+# Of the 107 bytes of a socket's name, as /spool/node12/node12_123456.4294967292 takes the others.
+_LONGEST_FOLDER = 107 - 38
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 # The first process of a node stays, because orphans of a process table need one that reaps them.
@@ -59,10 +61,15 @@ def missing_parts(isolated: bool = True) -> str | None:
 
 
 class SlurmCluster:
-    """The cluster of a `with` block, whose files are in `folder`. `environment` is what client commands need."""
+    """The cluster of a `with` block, whose files are in `folder`. `environment` is what client commands need.
+
+    Raises ValueError where the folder's name is too long for the sockets in it, without which no job ever starts.
+    """
 
     def __init__(self, folder: Path, shape: Shape | None = None) -> None:
         self.folder = folder.resolve()
+        if len(os.fsencode(self.folder)) > _LONGEST_FOLDER:
+            raise ValueError(f"{self.folder}: longer than {_LONGEST_FOLDER} bytes. Remedy: take a shorter folder")
         self.shape = shape or Shape()
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
