@@ -22,7 +22,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_a_folder_that_is_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="longer than .* Remedy"):
+    with pytest.raises(ValueError, match=r"longer than .* Remedy"):
         module.SlurmCluster(tmp_path / ("folder" * 12))
 
 

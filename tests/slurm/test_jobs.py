@@ -101,8 +101,8 @@ def test_a_node_that_fails_preflight_is_left_out(jobs: dict[str, Job]) -> None:
     assert "left out are node2" in jobs["picky"].record()
 
 
-def test_a_stage_of_256_gpus_is_accepted(repo_root: Path, tmp_path: Path) -> None:
-    with cluster_or_skip(tmp_path, Shape(nodes=32, isolated=False)) as cluster:
+def test_a_stage_of_256_gpus_is_accepted(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with cluster_or_skip(tmp_path_factory.mktemp("many"), Shape(nodes=32, isolated=False)) as cluster:
         cluster.call("sbatch", "--test-only", STAGE, cwd=repo_root)
         with pytest.raises(RuntimeError, match="node configuration is not available"):
             cluster.call("sbatch", "--test-only", "--nodes=33", STAGE, cwd=repo_root)
