@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from megavideo.config.schema.doctor import DoctorRun
 from megavideo.data.dataset.dataset import LatentDataset, open_dataset
@@ -88,8 +87,8 @@ def _columns(table: SampleTable, patch: tuple[int, int, int], limits: PackLimits
 
 
 def repeated_ids(table: SampleTable) -> tuple[int, tuple[str, ...]]:
-    """How many ids more than one sample has, and the first of them; holds a hash of eight bytes a sample."""
-    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, table.sample_ids()), np.uint64, table.num_samples)
+    """How many ids more than one sample has, and the first of them; holds the order of their hashes, eight bytes a sample."""
+    hashes = table.id_hash
     order = np.argsort(hashes, kind="stable")
     again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     alike = np.unique(order[np.concatenate([again, again + 1])])  # samples whose hash is not theirs alone
