@@ -87,7 +87,7 @@ def _columns(table: SampleTable, patch: tuple[int, int, int], limits: PackLimits
 
 
 def repeated_ids(table: SampleTable) -> tuple[int, tuple[str, ...]]:
-    """How many ids more than one sample has, and the first of them; holds the order of their hashes, eight bytes a sample."""
+    """How many ids more than one sample has, and the first of them; holds eight bytes a sample, the order of hashes."""
     hashes = table.id_hash
     order = np.argsort(hashes, kind="stable")
     again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
