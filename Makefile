@@ -13,7 +13,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
 # Workers of the tests: many tests start several processes of their own.
 WORKERS ?= 2
 
-.PHONY: demo test check format parity bench setup clean
+.PHONY: demo test nightly check format parity bench setup clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP)  ## the whole line on made-up clips: data, training, samples and their score in runs/demo
@@ -21,6 +21,9 @@ demo: $(STAMP)  ## the whole line on made-up clips: data, training, samples and 
 
 test: $(STAMP)  ## all tests but the slow ones
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+nightly: $(STAMP)  ## the slow tests alone: whole matrices, kills, many damaged inputs; hours
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m slow
 
 check: $(STAMP)  ## lint, format and types
 	$(VENV)/bin/ruff check .

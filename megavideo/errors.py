@@ -6,8 +6,13 @@ kind has; any other exception is a defect of megavideo and keeps its traceback.
 
 from __future__ import annotations
 
+import re
+
 FAULT_STATUS = 2
 RETRY_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
+_LONGEST_VALUE = 400  # characters of a value in a message
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_HEAD, _TAIL = 2000, 1500  # characters of a message that may repeat a long name or digest; the remedy stands last
 HUNG_STATUS = 76  # nothing moved for `guard.hang_seconds`: started again it goes on, on other nodes than those named
 
 
@@ -15,6 +20,14 @@ class MegavideoError(Exception):
     """A fault whose cause lies outside the code: input, configuration, storage, numerics or topology."""
 
     exit_status: int = FAULT_STATUS
+
+    def __init__(self, message: str) -> None:
+        # what is quoted may hold anything, and a message is one line of a log
+        message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
+        if len(message) > _HEAD + _TAIL + 100:
+            left_out = f" ... ({len(message) - _HEAD - _TAIL} characters left out) ... "
+            message = message[:_HEAD] + left_out + message[-_TAIL:]
+        super().__init__(message)
 
 
 class ConfigError(MegavideoError):
@@ -28,7 +41,9 @@ class ConfigError(MegavideoError):
         self.value = value
         self.rule = rule
         self.remedy = remedy
-        given = field if value is None else f"{field}={value!r}"
+        shown = repr(value)
+        shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}... ({len(shown)} characters)"
+        given = field if value is None else f"{field}={shown}"
         super().__init__(f"{given}: {rule}. Remedy: {remedy}")
 
 
@@ -50,6 +65,12 @@ class ServerUnavailable(DataError):
 
     It may be back when the command is repeated.
     """
+
+    exit_status = RETRY_STATUS
+
+
+class OutputInUse(MegavideoError):
+    """An output that another process works on; once that has ended, the same command goes on."""
 
     exit_status = RETRY_STATUS
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+IMAGE_FPS = 1.0  # of a still image, which has no rate
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -62,7 +64,10 @@ class PackedBatch:
 
     tokens [N, P] noised latents, clean where `condition_mask` is set; cu_seqlens [K+1] int32; grid [K, 3] int64
     (t, h, w in tokens); text [M, text_dim]; cu_seqlens_text [K+1] int32; fps [K]; timestep [K] in 0..1000;
-    condition_mask [N] bool; sample_ids K strings (empty for unused segments); visits K integers.
+    condition_mask [N] bool; sample_ids K strings (empty for unused segments); visits K integers. `bounds` and
+    `text_bounds` hold cu_seqlens and cu_seqlens_text on the host, whatever device the tensors are on: plans are made
+    from them. A pack begins on the host, where they are read from the tensors if they are not given. `given` [N, G] has
+    the further input channels of models with `model.given_channels`, ordered as in tokens, and is None for others.
     """
 
     tokens: torch.Tensor
@@ -75,3 +80,11 @@ class PackedBatch:
     condition_mask: torch.Tensor
     sample_ids: tuple[str, ...]
     visits: tuple[int, ...]
+    bounds: tuple[int, ...] = ()
+    text_bounds: tuple[int, ...] = ()
+    given: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, tensor in (("bounds", self.cu_seqlens), ("text_bounds", self.cu_seqlens_text)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, tuple(tensor.tolist()))

@@ -32,7 +32,10 @@ _FIRST = ("tests/train", "tests/parity", "tests/autoencoder", "tests/slurm", "te
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several workers run the tests, keep those of a file, or of `_TOGETHER`, on one of them."""
+    """Give slow tests their time; where several workers run them, keep those of a file, or of `_TOGETHER`, on one."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(4 * 3600))
     if not config.getoption("numprocesses", default=None) and not os.environ.get("PYTEST_XDIST_WORKER"):
         return
     for item in items:
@@ -75,3 +78,16 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of the server that S3_ENDPOINT_URL names when MEGAVIDEO_TEST_S3 is set, else of moto's server."""
     with s3_test_bucket(monkeypatch) as uri:
         yield uri
+
+
+@pytest.fixture(scope="module")
+def s3_shared() -> Iterator[str]:
+    """A bucket for all tests of a module, which takes most of the time of a short one; `s3_prefix` keeps them apart."""
+    with pytest.MonkeyPatch.context() as patch, s3_test_bucket(patch) as uri:
+        yield uri
+
+
+@pytest.fixture
+def s3_prefix(s3_shared: str, tmp_path: Path) -> str:
+    """A prefix of its own for each test, in a bucket that it shares with others."""
+    return f"{s3_shared}/{tmp_path.name}"

@@ -42,6 +42,7 @@ def _bucket() -> Iterator[str]:
     name = f"megavideo-test-{os.getpid()}-{threading.get_native_id()}"
     client.create_bucket(Bucket=name)
     yield f"s3://{name}"
-    for item in client.list_objects_v2(Bucket=name).get("Contents", []):
-        client.delete_object(Bucket=name, Key=item["Key"])
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for item in page.get("Contents", []):
+            client.delete_object(Bucket=name, Key=item["Key"])
     client.delete_bucket(Bucket=name)

@@ -19,8 +19,10 @@ from megavideo.autoencoder.quality import Quality
 from megavideo.autoencoder.report import write_report
 from megavideo.autoencoder.state import VAE_FOLDER, load_newest_state, save_state, write_folder
 from megavideo.autoencoder.trainer import VaeStep, VaeTrainer, is_finite
-from megavideo.config.dump import from_yaml, to_yaml
+from megavideo.checkpoint.agreement import entered_by_rank_0
+from megavideo.config.dump import read_config, to_yaml
 from megavideo.config.schema.vae import TrainVaeRun
+from megavideo.data.storage.owners import Claim, Ownership, owning
 from megavideo.encoders.encode.clips import to_video
 from megavideo.errors import ConfigError, NumericsError
 from megavideo.observe.metrics import MetricsWriter
@@ -61,21 +63,24 @@ def train_vae(config: TrainVaeRun) -> TrainVaeReport:
     """Train, alone or as one of the processes that torchrun or srun started, and report on held-out clips.
 
     Ends with a saved checkpoint and the averaged weights as a folder of diffusers. Raises MegavideoError of the kind
-    that fits: settings, data, checkpoint or numerics.
+    that fits: settings, data, checkpoint or numerics; OutputInUse where another start is at work in the run folder.
     """
-    with process_group() as launch:
-        return _Run(config, launch).finish()
+    place = RunFolder(Path(config.output) / config.name)
+    if place.root.exists() and not place.root.is_dir():
+        raise ConfigError("output", config.output, f"{place.root} is a file", "name a folder")
+    claim = Claim("train-vae", "name= another run")
+    with process_group() as launch, entered_by_rank_0(lambda: owning(place.root, claim)) as owner:
+        return _Run(config, launch, place, owner).finish()
 
 
 class _Run:
     """All that a run holds."""
 
-    def __init__(self, config: TrainVaeRun, launch: Launch) -> None:
+    def __init__(self, config: TrainVaeRun, launch: Launch, place: RunFolder, owner: Ownership | None) -> None:
         self._config = config
         self._first = launch.rank == 0
-        self._place = RunFolder(Path(config.output) / config.name)
-        if self._place.root.exists() and not self._place.root.is_dir():
-            raise ConfigError("output", config.output, f"{self._place.root} is a file", "name a folder")
+        self._place = place
+        self._owner = owner
         if self._place.config.exists():
             _check_same_run(config, self._place.config)
         torch.manual_seed(config.train.seed)
@@ -175,6 +180,8 @@ class _Run:
 
         In this order: a state after the last step is what tells the next start that nothing is left to write.
         """
+        if self._owner is not None:
+            self._owner.check()
         if self._first:
             with averaged_weights(self._trainer) as model:
                 model.keep_statistics(self._statistics_videos(self._corpus))
@@ -222,7 +229,7 @@ def _check_sizes(config: TrainVaeRun, model: TrainedAutoencoder) -> None:
 
 
 def _check_same_run(config: TrainVaeRun, path: Path) -> None:
-    before = from_yaml(TrainVaeRun, path.read_text(), source=str(path))
+    before = read_config(TrainVaeRun, path)
     for name in _FIXED:
         old, new = asdict(before)[name], asdict(config)[name]
         for key in new:

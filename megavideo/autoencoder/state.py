@@ -9,13 +9,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from megavideo.autoencoder.trainer import VaeTrainer
+from megavideo.border.fields import Count
+from megavideo.border.json_text import read_json
+from megavideo.border.tensor_file import open_tensors, reading_tensors
 from megavideo.errors import CheckpointError
 
 VAE_FOLDER = "vae"
@@ -53,20 +57,25 @@ def load_newest_state(folder: Path, trainer: VaeTrainer) -> int:
     if trainer.adversary is not None:
         trainer.adversary.create_state()
     try:
-        step = int(json.loads((path / _FACTS).read_text())["step"])
-        with safe_open(path / _TENSORS, framework="pt") as file:
+        step = read_json(path / _FACTS, _Facts).step
+        with open_tensors(path / _TENSORS) as file, reading_tensors():
             names = set(file.keys())
             for name, values in _states(trainer):
                 stored = file.get_tensor(name) if name in names else None
                 if stored is None or stored.shape != values.shape:
                     raise ValueError(f"{name} is missing or of another shape")
                 values.copy_(stored)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}). Remedy: remove this folder to go on from the checkpoint before it, or "
             "give name= another run"
         ) from error
     return step
+
+
+@dataclass(frozen=True)
+class _Facts:
+    step: Count
 
 
 def saved_states(folder: Path) -> list[Path]:

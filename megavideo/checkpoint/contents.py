@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from megavideo.checkpoint.manifest import settings_of
 from megavideo.checkpoint.read import CheckpointReader
 from megavideo.parallel.layers.sharding import WHOLE
 
@@ -64,5 +63,5 @@ def contents_of(folder: Path) -> Contents:
         num_parameters=sum(math.prod(row.shape) for row in rows),
         norms={state: math.sqrt(sum(row.norms[state] ** 2 for row in rows)) for state in states},
         parameters=tuple(rows),
-        config=yaml.safe_load(manifest.config) or {},
+        config=settings_of(manifest.config, str(folder)),
     )

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from megavideo.border.fields import Count, Finite
+from megavideo.border.files import GB, open_file, read_file
+from megavideo.border.json_text import parse_json
+from megavideo.border.names import plain_name, shown
+from megavideo.border.refused import Refused
+from megavideo.border.yaml_text import parse_yaml
 from megavideo.errors import CheckpointError
 from megavideo.parallel.layers.sharding import WHOLE, Shard
 
@@ -20,11 +28,22 @@ PREFIX = "step_"
 UNFINISHED = ".writing-"
 DAMAGED = "damaged-"
 _BLOCK_BYTES = 1 << 20
+_MOST_BYTES = 4 * GB  # a fragment has some 250 bytes here
 _DIGEST = "digest"
+_DIGEST_DIGITS = 16
+_HASH = re.compile(f"[0-9a-f]{{{_DIGEST_DIGITS}}}")
 
 
 class DamagedError(CheckpointError):
     """A checkpoint with a file that is missing, cut or changed: one before it may still be whole."""
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """The checkpoint beside whose weights adapters were trained: its folder then, and xxh64 of its manifest."""
+
+    checkpoint: str
+    xxh64: str
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class Header:
 
     `step` counts the global steps done, `layout` and `config` (resolved YAML) are the run's. `progress` is the train
     room's own account, any JSON object, kept as it is. `validation_loss` is what `checkpoint.keep_best` goes by, and
-    `stage_end` marks the last one of a stage.
+    `stage_end` marks the last one of a stage. `base` is there where all that is saved are adapters.
     """
 
     step: int
@@ -42,6 +61,7 @@ class Header:
     progress: dict[str, Any] = field(default_factory=dict)
     validation_loss: float | None = None
     stage_end: bool = False
+    base: BaseReference | None = None
 
 
 @dataclass(frozen=True)
@@ -54,9 +74,9 @@ class FragmentEntry:
     key: str
     state: str
     name: str
+    start: Count
+    numel: Count
     shard: Shard
-    start: int
-    numel: int
 
 
 @dataclass(frozen=True)
@@ -64,9 +84,18 @@ class FileEntry:
     """One safetensors file, its size and xxh64, and the fragments in it."""
 
     file: str
-    size_bytes: int
+    size_bytes: Count
     xxh64: str
     fragments: tuple[FragmentEntry, ...]
+
+    def __post_init__(self) -> None:
+        """Raise Refused for a file outside the folder, and for fragments of more elements than it has bytes."""
+        plain_name(self.file)
+        if not _HASH.fullmatch(self.xxh64):
+            raise Refused(f"{self.file}: {shown(self.xxh64)} is no xxh64")
+        told = sum(fragment.numel for fragment in self.fragments)
+        if told > self.size_bytes:
+            raise Refused(f"{self.file} has {self.size_bytes} bytes, and {told} elements are said to be in it")
 
 
 @dataclass(frozen=True)
@@ -78,15 +107,20 @@ class Manifest:
     """
 
     format: int
-    step: int
-    optimizer_steps: int
+    step: Count
+    optimizer_steps: Count
     layout: str
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[Count, ...]]
     config: str
     files: tuple[FileEntry, ...]
     progress: dict[str, Any] = field(default_factory=dict)
-    validation_loss: float | None = None
+    validation_loss: Finite | None = None
     stage_end: bool = False
+    base: BaseReference | None = None
+
+    def __post_init__(self) -> None:
+        """Raise Refused where files and shapes do not belong together."""
+        check_fragments(self.files, self.shapes)
 
     @property
     def states(self) -> set[str]:
@@ -102,7 +136,9 @@ class Manifest:
         """The file's text, with a digest of all the rest of it."""
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
         value["files"] = [file_value(file) for file in self.files]
-        return json.dumps({**value, _DIGEST: _digest(value)})
+        value["base"] = None if self.base is None else vars(self.base)
+        text = json.dumps(value).encode()
+        return _with_digest(text, _digest(text)).decode()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -112,39 +148,60 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text()
+        text = read_file(path, _MOST_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder}: no {MANIFEST}: this is no checkpoint. Remedy: give a run folder, as runs/small, or one "
             f"{PREFIX}... folder in its checkpoints/"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, Refused) as error:
         raise DamagedError(f"{path}: cannot be read ({error}). Remedy: use another checkpoint") from error
     return parse_manifest(text, str(path))
 
 
-def parse_manifest(text: str, source: str) -> Manifest:
+def parse_manifest(text: bytes, source: str) -> Manifest:
     """A manifest from its text; `source` names it in messages. Raises as `read_manifest` does."""
     try:
-        value: dict[str, Any] = json.loads(text)
-        written_as = value["format"]
+        written_as = parse_json(text, _Format).format
         if written_as not in _READABLE:
             readable = ", ".join(str(number) for number in _READABLE)
             raise CheckpointError(
                 f"{source}: format {written_as}; this version reads {readable}. Remedy: use the version that wrote it"
             )
-        if written_as >= FORMAT and value.pop(_DIGEST) != _digest(value):
-            raise ValueError("its text is not what was written")
-        shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
-        files = tuple(_file(file, shapes, written_as) for file in value["files"])
-        if any(Path(file.file).name != file.file for file in files):
-            raise ValueError("a file outside the folder")
-        return Manifest(
-            written_as, value["step"], value["optimizer_steps"], value["layout"], shapes, value["config"], files,
-            dict(value.get("progress", {})), value.get("validation_loss"), bool(value.get("stage_end", False)),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{source}: damaged ({error!r}). Remedy: use another checkpoint") from error
+        if written_as >= FORMAT and not _is_as_written(text):
+            raise Refused("its text is not what was written")
+        return parse_json(_with_shards(text) if written_as == _WITHOUT_SHARDS else text, Manifest)
+    except Refused as error:
+        raise DamagedError(f"{source}: damaged ({error}). Remedy: use another checkpoint") from error
+
+
+def settings_of(config: str, source: str) -> dict[str, Any]:
+    """The run's settings in a manifest's `config`, as plain values; DamagedError where they are none."""
+    try:
+        values = parse_yaml(config) or {}
+        if not isinstance(values, dict):
+            raise Refused(f"{shown(str(values))} is no mapping")
+    except Refused as error:
+        raise DamagedError(f"{source}: its settings are damaged ({error}). Remedy: use another checkpoint") from error
+    return values
+
+
+def check_fragments(files: Iterable[FileEntry], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise Refused where a fragment is of no parameter in `shapes` or lies outside it, or a parameter is not there."""
+    held: Counter[str] = Counter()
+    for fragment in (fragment for file in files for fragment in file.fragments):
+        shape = shapes.get(fragment.name)
+        if shape is None:
+            raise Refused(f"a fragment of {shown(fragment.name)}, which has no shape")
+        if not _divides(fragment.shard, shape):
+            raise Refused(f"{fragment.shard} of {shown(fragment.name)}, which is {shape}")
+        numel = math.prod(shape) // fragment.shard.count
+        if fragment.start + fragment.numel > numel:
+            raise Refused(f"{shown(fragment.name)}: elements up to {fragment.start + fragment.numel} of {numel}")
+        held[fragment.name] += fragment.numel
+    for name, shape in shapes.items():
+        if math.prod(shape) > held[name]:
+            raise Refused(f"{shown(name)} is {shape}, and no more than {held[name]} elements of it are in the files")
 
 
 def file_value(file: FileEntry) -> dict[str, Any]:
@@ -154,15 +211,12 @@ def file_value(file: FileEntry) -> dict[str, Any]:
     return {**vars(file), "fragments": fragments}
 
 
-def parse_file(value: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> FileEntry:
-    """The entry back from `file_value`. Raises KeyError, TypeError or ValueError where it is none."""
-    return _file(value, shapes, FORMAT)
-
-
 def file_digest(path: Path) -> str:
-    """xxh64 of a file, read piece by piece."""
+    """xxh64 of a regular file, read piece by piece; Refused for anything else."""
+    import xxhash
+
     digest = xxhash.xxh64()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -179,20 +233,37 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(folder for folder in folders if (folder / MANIFEST).is_file())
 
 
-def _digest(value: dict[str, Any]) -> str:
-    return xxhash.xxh64(json.dumps(value).encode()).hexdigest()
+@dataclass(frozen=True)
+class _Format:
+    format: int
 
 
-def _file(value: dict[str, Any], shapes: dict[str, tuple[int, ...]], written_as: int) -> FileEntry:
-    fragments = tuple(_fragment(entry, shapes, written_as) for entry in value["fragments"])
-    return FileEntry(value["file"], value["size_bytes"], value["xxh64"], fragments)
+def _with_shards(text: bytes) -> bytes:
+    """A manifest of the format whose fragments are all of whole parameters, as later formats tell it."""
+    value = parse_json(text)
+    try:
+        for fragment in (fragment for file in value["files"] for fragment in file["fragments"]):
+            fragment["shard"] = vars(WHOLE)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"its fragments cannot be read ({error!r})") from error
+    return json.dumps(value).encode()
 
 
-def _fragment(value: dict[str, Any], shapes: dict[str, tuple[int, ...]], written_as: int) -> FragmentEntry:
-    name, shard = value["name"], WHOLE if written_as == _WITHOUT_SHARDS else Shard(**value["shard"])
-    if not _divides(shard, shapes[name]):
-        raise ValueError(f"{shard} of {name!r}, which is {shapes[name]}")
-    return FragmentEntry(value["key"], value["state"], name, shard, value["start"], value["numel"])
+def _digest(text: bytes) -> str:
+    import xxhash
+
+    return xxhash.xxh64(text).hexdigest()
+
+
+def _is_as_written(text: bytes) -> bool:
+    """Whether the digest, the last field, is that of the text before it."""
+    end = len(_with_digest(b"{}", "0" * _DIGEST_DIGITS)) - 1
+    body = text.rstrip()[:-end] + b"}"
+    return text.rstrip() == _with_digest(body, _digest(body))
+
+
+def _with_digest(text: bytes, digest: str) -> bytes:
+    return text[:-1] + f', "{_DIGEST}": "{digest}"}}'.encode()
 
 
 def _divides(shard: Shard, shape: tuple[int, ...]) -> bool:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megavideo.checkpoint.manifest import FORMAT, FileEntry, Header, Manifest, file_value, parse_file
+from megavideo.border.fields import Count
+from megavideo.border.json_text import parse_json
+from megavideo.checkpoint.manifest import FORMAT, FileEntry, Header, Manifest, file_value
 
 
 @dataclass(frozen=True)
@@ -14,8 +16,8 @@ class RankPart:
     """A rank's files (none where it had nothing to save), its count of updates, and its parameters' whole shapes."""
 
     files: tuple[FileEntry, ...]
-    steps: int
-    shapes: dict[str, tuple[int, ...]]
+    steps: Count
+    shapes: dict[str, tuple[Count, ...]]
 
     def to_json(self) -> str:
         """The text of its note."""
@@ -24,10 +26,8 @@ class RankPart:
 
     @classmethod
     def from_json(cls, text: str) -> RankPart:
-        """The part back. Raises ValueError, KeyError or TypeError where the text is no part's."""
-        value = json.loads(text)
-        shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
-        return cls(tuple(parse_file(file, shapes) for file in value["files"]), value["steps"], shapes)
+        """The part back. Raises Refused where the text is no part's."""
+        return parse_json(text, cls)
 
 
 def manifest_of(header: Header, parts: Sequence[RankPart]) -> Manifest:
@@ -48,4 +48,5 @@ def manifest_of(header: Header, parts: Sequence[RankPart]) -> Manifest:
         header.progress,
         header.validation_loss,
         header.stage_end,
+        header.base,
     )

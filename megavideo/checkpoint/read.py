@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from megavideo.border.names import shown
+from megavideo.border.refused import Refused
+from megavideo.border.tensor_file import open_tensors, reading_tensors
 from megavideo.checkpoint.manifest import (
+    BaseReference,
     DamagedError,
     FragmentEntry,
     Manifest,
@@ -21,26 +25,32 @@ from megavideo.checkpoint.manifest import (
     list_checkpoints,
     read_manifest,
 )
+from megavideo.checkpoint.weight_reader import WeightReader
 from megavideo.errors import CheckpointError
-from megavideo.parallel.engines.fragments import WEIGHT, Fragment
+from megavideo.optim.adamw import EMA
+from megavideo.parallel.engines.fragments import Fragment
 from megavideo.parallel.layers.sharding import WHOLE, Shard
 
-EMA = "ema"
 # elements mapped at once between two shardings, and the most that move as one unit
 _CHUNK, _MAX_UNIT = 1 << 20, 4096
 
 
-class CheckpointReader:
+class CheckpointReader(WeightReader):
     """Ranges of states of a checkpoint. Each file is verified when it is first read from.
 
-    Raises DamagedError naming the file that is missing or damaged.
+    Fragments may be saved of any other sharding than the one that is asked for. Raises DamagedError naming the file
+    that is missing or damaged.
     """
 
+    other_place = "use an earlier checkpoint; `megavideo checkpoint verify RUN` tells which are finite"
+
     def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         self._digests = {file.file: file.xxh64 for file in self.manifest.files}
-        self._handles: dict[str, safe_open] = {}
+        self._handles: dict[str, Any] = {}
+        self._verified: set[str] = set()
         rows: dict[tuple[str, str], dict[Shard, list[_Row]]] = defaultdict(lambda: defaultdict(list))
         for file in self.manifest.files:
             for entry in file.fragments:
@@ -54,12 +64,30 @@ class CheckpointReader:
         for file in self._digests:
             self._verify(file)
 
-    def read(self, state: str, name: str, shard: Shard, start: int, numel: int) -> torch.Tensor:
-        """Elements [start, start + numel) of one state of a flattened shard of a parameter, float32 on the CPU.
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Whole shapes of the parameters."""
+        return self.manifest.shapes
 
-        The saved fragments may be of any other sharding.
-        """
-        out = torch.empty(numel)
+    @property
+    def states(self) -> set[str]:
+        """Names of the states that were saved."""
+        return self.manifest.states
+
+    @property
+    def base(self) -> BaseReference | None:
+        """As the manifest tells."""
+        return self.manifest.base
+
+    def unmap(self) -> None:
+        """Give up the files that are open, and with them what the system holds of them in this process's memory."""
+        self._handles.clear()
+
+    def _read(self, state: str, name: str, shard: Shard, start: int, numel: int) -> torch.Tensor:
+        try:
+            out = torch.empty(numel)
+        except RuntimeError as error:  # more than the machine has: what the manifest tells is no model of ours
+            raise DamagedError(f"{self.folder}: {shown(name)} of {numel} elements does not fit into memory") from error
         saved, shard = self._saved.get((state, name), {}), _plain(shard)
         covered = self._copy(saved[shard], start, out) if shard in saved else 0
         if covered < numel and saved.keys() - {shard}:
@@ -72,47 +100,37 @@ class CheckpointReader:
             )
         return out
 
+    def value(self, state: str, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """One state of one parameter in its full `shape`, float32.
+
+        Raises CheckpointError where the parameter is not in the checkpoint, or of another shape there.
+        """
+        self._check(name, tuple(shape))
+        return self.read(state, name, WHOLE, 0, math.prod(shape)).view(tuple(shape))
+
     def whole(self, state: str) -> dict[str, torch.Tensor]:
         """One state of every parameter in its full shape; `ema` or `weight`."""
-        shapes = self.manifest.shapes
-        return {name: self.read(state, name, WHOLE, 0, math.prod(shape)).view(shape) for name, shape in shapes.items()}
+        return {name: self.value(state, name, shape) for name, shape in self.manifest.shapes.items()}
 
     def fill(self, fragment: Fragment) -> None:
-        """Put the saved values into a rank's live states. Raises CheckpointError where the parameter is another."""
+        """Put the saved values into a rank's live states.
+
+        Raises CheckpointError where the parameter is another, or was trained by another optimizer.
+        """
         self._check(fragment.name, fragment.shape)
+        self._check_optimizer(fragment)
         for state, values in fragment.states.items():
             values.copy_(self.read(state, fragment.name, fragment.shard, fragment.start, fragment.numel))
         fragment.steps.fill_(self.manifest.optimizer_steps)
 
-    def fill_weights(self, fragment: Fragment) -> None:
-        """Put the saved weight and average, where none was saved the weight, into live states as before any update."""
-        self._check(fragment.name, fragment.shape)
-        average = EMA if EMA in self.manifest.states else WEIGHT
-        saved_as = {WEIGHT: WEIGHT, EMA: average}
-        for state, values in fragment.states.items():
-            if state in saved_as:
-                given = self.read(saved_as[state], fragment.name, fragment.shard, fragment.start, fragment.numel)
-                values.copy_(given)
-            else:
-                values.zero_()
-        fragment.steps.zero_()
-
-    def fill_parameters(self, parameters: Iterable[tuple[str, torch.Tensor, Shard]]) -> None:
-        """Put the saved weights into the parts of parameters that a rank holds, in their own precision.
-
-        Raises CheckpointError where one of them is not in the checkpoint, or of another whole shape there.
-        """
-        with torch.no_grad():
-            for name, parameter, shard in parameters:
-                self._check(name, shard.whole_shape(parameter.shape))
-                parameter.copy_(self.read(WEIGHT, name, shard, 0, parameter.numel()).view(parameter.shape))
-
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        saved = self.manifest.shapes.get(name)
-        if saved != shape:
+    def _check_optimizer(self, fragment: Fragment) -> None:
+        lacks = [state for state in fragment.states if state != EMA and (state, fragment.name) not in self._saved]
+        if lacks:
+            saved = sorted(state for state, name in self._saved if name == fragment.name)
             raise CheckpointError(
-                f"{self.folder}: made for another model: parameter {name!r} is {saved} in the checkpoint, {shape} in "
-                "this run. Remedy: use the run's own model settings"
+                f"{self.folder}: made with another optimizer: parameter {fragment.name!r} has {', '.join(saved)} in "
+                f"the checkpoint and no {' or '.join(lacks)}, which optim= of this run needs. Remedy: take the optim= "
+                "that made it, or begin another run with its weights"
             )
 
     def _copy(self, pieces: _Pieces, start: int, out: torch.Tensor) -> int:
@@ -174,14 +192,21 @@ class CheckpointReader:
 
     def _slice(self, file: str, entry: FragmentEntry, begin: int, end: int) -> torch.Tensor:
         """Elements [begin, end) of the shard, from one fragment: a view of the mapped file."""
-        return self._opened(file).get_slice(entry.key)[begin - entry.start : end - entry.start]
+        try:
+            with reading_tensors():
+                part: torch.Tensor = self._opened(file).get_slice(entry.key)[begin - entry.start : end - entry.start]
+                if part.shape != (end - begin,) or not part.is_floating_point():
+                    raise Refused(f"{shown(entry.key)} is {tuple(part.shape)} of {part.dtype}")
+        except Refused as error:
+            raise DamagedError(f"{self.folder / file}: damaged ({error}). Remedy: use another checkpoint") from error
+        return part
 
     def _verify(self, file: str) -> None:
         path, expected = self.folder / file, self._digests[file]
         try:
             actual = file_digest(path)
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror}). Remedy: use another checkpoint"
+        except (OSError, Refused) as error:
+            reason = f"cannot be read ({getattr(error, 'strerror', error)}). Remedy: use another checkpoint"
             raise DamagedError(f"{path}: {reason}") from error
         if actual != expected:
             raise DamagedError(
@@ -189,12 +214,14 @@ class CheckpointReader:
                 "checkpoint; a run goes on from the one before it by itself"
             )
 
-    def _opened(self, file: str) -> safe_open:
+    def _opened(self, file: str) -> Any:
         if file not in self._handles:
-            self._verify(file)
+            if file not in self._verified:
+                self._verify(file)
+                self._verified.add(file)
             try:
-                self._handles[file] = safe_open(self.folder / file, framework="pt")
-            except (SafetensorError, OSError) as error:
+                self._handles[file] = open_tensors(self.folder / file)
+            except (Refused, OSError) as error:
                 raise DamagedError(f"{self.folder / file}: cannot be read ({error})") from error
         return self._handles[file]
 

@@ -9,17 +9,11 @@ from pathlib import Path
 
 import torch
 
-from megavideo.checkpoint.folder_place import FolderPlace
-from megavideo.checkpoint.manifest import Header, Manifest
-from megavideo.checkpoint.place import SaveId
-from megavideo.checkpoint.rank_part import RankPart, manifest_of
+from megavideo.checkpoint.manifest import Header, step_name
 from megavideo.checkpoint.read import CheckpointReader
-from megavideo.checkpoint.snapshot import Snapshot
-from megavideo.errors import CheckpointError
+from megavideo.checkpoint.write import write_alone
 from megavideo.parallel.engines.fragments import Fragment
 from megavideo.parallel.layers.sharding import WHOLE
-
-_SESSION = "reshard"
 
 
 @dataclass(frozen=True)
@@ -35,25 +29,15 @@ class Resharded:
 def reshard(folder: Path, out: Path, ranks: int) -> Resharded:
     """Write the checkpoint in `folder` into `out`, under its own name: `ranks` files with equal shares of all elements.
 
-    Everything else that it says stays. Raises CheckpointError where it is damaged, or `out` has one of that name.
+    Everything else that it says stays. Raises CheckpointError where it is damaged or holds values that are not finite,
+    or `out` has one of that name.
     """
     reader = CheckpointReader(folder)
     old = reader.manifest
-    header = Header(old.step, old.layout, old.config, old.progress, old.validation_loss, old.stage_end)
-    place, save, snapshot = FolderPlace(out), SaveId(old.step, _SESSION, 0), Snapshot()
-    if (out / save.name).exists():
-        raise CheckpointError(f"{out / save.name}: is there already. Remedy: give another folder as out=")
-    place.begin(save)
-    try:
-        parts = []
-        for rank in range(ranks):
-            state = snapshot.take(_share(reader, rank, ranks))
-            parts.append(RankPart(tuple(place.write(save, rank, state)), old.optimizer_steps, state.shapes))
-        manifest: Manifest = manifest_of(header, parts)
-        place.publish(save, manifest)
-    finally:
-        place.end(save)
-    return Resharded(str(out / save.name), manifest.step, len(manifest.files), manifest.size_bytes)
+    header = Header(old.step, old.layout, old.config, old.progress, old.validation_loss, old.stage_end, old.base)
+    shares = (list(_share(reader, rank, ranks)) for rank in range(ranks))
+    manifest = write_alone(out, header, old.optimizer_steps, shares, reader.check_finite)
+    return Resharded(str(out / step_name(manifest.step)), manifest.step, len(manifest.files), manifest.size_bytes)
 
 
 def _share(reader: CheckpointReader, rank: int, ranks: int) -> Iterator[Fragment]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,8 +16,9 @@ from megavideo.checkpoint.fetch import Fetch
 from megavideo.checkpoint.folder_place import FolderPlace
 from megavideo.checkpoint.manifest import Manifest
 from megavideo.checkpoint.place import Place, Storage
-from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
+from megavideo.checkpoint.read import CheckpointReader
 from megavideo.checkpoint.store_place import StorePlace
+from megavideo.checkpoint.weight_reader import WeightReader
 from megavideo.errors import CheckpointError
 from megavideo.parallel.engines.engine import Engine
 from megavideo.parallel.engines.fragments import held_fragments
@@ -34,11 +36,11 @@ def restore(
 ) -> Manifest | None:
     """Fill the engine from the newest checkpoint that is whole; its manifest, None where there is none at all.
 
-    A collective call. Each rank verifies the files that it reads from, and all agree on whether all could: if not, the
-    damaged checkpoint is set aside under the name `damaged-...`, with a warning that names file and reason, and the one
-    before it is tried. One that is not in the folder, or damaged there, is fetched from `storage` where that has it;
-    without `keep_fetched` it is removed again once it was read. With `at_most`, those of later steps are removed: what
-    they led to is undone.
+    A collective call. Each rank verifies the files that it reads from, and that their values are finite, and all agree
+    on whether all could: if not, the damaged checkpoint is set aside under the name `damaged-...`, with a warning that
+    names file or tensors and reason, and the one before it is tried. One that is not in the folder, or damaged there,
+    is fetched from `storage` where that has it; without `keep_fetched` it is removed again once it was read. With
+    `at_most`, those of later steps are removed: what they led to is undone.
 
     Raises CheckpointError on every rank where none is left that is whole, and where checkpoint and model do not fit
     each other; StoreUnreachable where the store stays away.
@@ -64,33 +66,29 @@ def restore(
     return None
 
 
-def restore_weights(place: Path | str, engine: Engine) -> Manifest:
-    """Fill weights and averages from a run folder's newest checkpoint, or one checkpoint, for a run that begins.
+def restore_weights(open_weights: Callable[[], WeightReader], engine: Engine) -> WeightReader:
+    """Fill weights and averages from what `open_weights` gives on each rank, for a run that begins; that of this rank.
 
-    Moments and counts are zero. Where no average was saved it begins at the weights. A collective call; raises
+    Moments and counts are zero. Where no average is held it begins at the weights. A collective call; raises
     CheckpointError on every rank where any of them could not read its part.
     """
 
-    def fill() -> Manifest:
-        if "://" in str(place):
-            raise CheckpointError(
-                f"{place}: weights are read from a folder. Remedy: bring them here, as with megavideo checkpoint "
-                f"reshard {place} out=weights ranks=1, and give that folder"
-            )
-        reader = CheckpointReader(find_checkpoint(Path(place)))
+    def fill() -> WeightReader:
+        reader = open_weights()
         if engine.zero < 3:
-            reader.fill_parameters(engine.local_parameters())
+            reader.fill_parameters(engine.trained_parameters())
         for fragment in held_fragments(engine):
             reader.fill_weights(fragment)
-        return reader.manifest
+        reader.check_finite()
+        return reader
 
-    manifest, faults = in_agreement(fill)
-    if manifest is None or faults:
+    reader, faults = in_agreement(fill)
+    if reader is None or faults:
         raise CheckpointError(named_by_rank(faults))
     engine.publish_weights()
     if dist.get_rank() == 0:
-        _log.info("weights and averages are those of step %d of %s", manifest.step, place)
-    return manifest
+        _log.info("weights and averages are those of %s", reader.place)
+    return reader
 
 
 def _try(candidate: Candidate, checkpoints: Path, engine: Engine, storage: Storage | None) -> Manifest | None:
@@ -124,9 +122,10 @@ def _remove(later: list[Candidate], checkpoints: Path, storage: Storage | None) 
 def _fill(engine: Engine, checkpoint: Path) -> Manifest:
     reader = CheckpointReader(checkpoint)
     if engine.zero < 3:
-        reader.fill_parameters(engine.local_parameters())
+        reader.fill_parameters(engine.trained_parameters())
     for fragment in held_fragments(engine):
         reader.fill(fragment)
+    reader.check_finite()
     return reader.manifest
 
 

@@ -89,7 +89,10 @@ class SaveJob:
         except Exception as error:  # noqa: BLE001 - told to all ranks
             fault = _reason(error)
             if self.rank > 0:
-                notes.leave("failed", fault)
+                try:
+                    notes.leave("failed", fault)
+                except OSError as untold:
+                    raise CheckpointError(fault) from untold  # what went wrong first, not that it cannot be told
             return [], fault
         return files, ""
 
@@ -99,7 +102,10 @@ class SaveJob:
         except Exception as error:  # noqa: BLE001 - told to all ranks
             failure = str(error) if isinstance(error, CheckpointError) else f"rank 0: {_reason(error)}"
             self.place.give_up(task.save)
-            notes.tell("given_up", failure)
+            try:
+                notes.tell("given_up", failure)
+            except OSError as untold:
+                logging.getLogger(__name__).warning("%s: other ranks cannot be told (%s)", task.save.name, untold)
             return SaveResult(failure)
         trouble = self.copies.prepare(task.save) if self.copies is not None else ""
         notes.tell("saved", trouble)

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -21,10 +22,11 @@ from megavideo.checkpoint.place import Place, SaveId, Storage
 from megavideo.checkpoint.progress import SaveProgress
 from megavideo.checkpoint.retention import Retention
 from megavideo.checkpoint.save_job import SaveJob, SaveResult, SaveTask
-from megavideo.checkpoint.snapshot import RankState, Snapshot
+from megavideo.checkpoint.snapshot import ChooseCopies, FinalStates, RankState, Snapshot
 from megavideo.checkpoint.store_place import StorePlace
 from megavideo.checkpoint.waiting import Patience
 from megavideo.config.schema.checkpoint import CheckpointConfig
+from megavideo.device.choice import copies_for
 from megavideo.errors import SaveFailed
 from megavideo.parallel.engines.fragments import Fragment
 
@@ -88,7 +90,8 @@ class Checkpointer:
 
     A save that fails ends nothing at first: it is a warning and an event with its reason, and what was there before
     stays. `save` and `wait` raise SaveFailed for the third in a row, and for one of a stage's end; `wait` also for
-    the last one where it is `required`. Results come from rank 0, so that they are the same on every rank.
+    the last one where it is `required`. Results come from rank 0, so that they are the same on every rank. `choose`
+    gives the copies of a device on which states are.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Checkpointer:
         group: SaveGroup,
         storage: Storage | None = None,
         limit_seconds: float = LIMIT_SECONDS,
+        choose: ChooseCopies = copies_for,
     ) -> None:
         straight = storage is not None and not config.through_folder
         self._progress = SaveProgress()
@@ -110,7 +114,7 @@ class Checkpointer:
         self._job = SaveJob(place, Retention(place, config), copies, group.rank, group.world_size, self._patience)
         self._asynchronous = config.asynchronous
         self._session = group.session
-        self._snapshot = Snapshot(_STORE_FILE_BYTES if straight else None)
+        self._snapshot = Snapshot(_STORE_FILE_BYTES if straight else None, choose)
         self._thread: threading.Thread | None = None
         self._last: tuple[Header, SaveResult] | None = None  # set by the thread, read when it has ended
         self._copied = threading.Event()
@@ -139,9 +143,9 @@ class Checkpointer:
         begin = time.monotonic()
         self.wait()
         states, self._copied = list(fragments), threading.Event()
-        task = SaveTask(
-            SaveId(header.step, self._session, self._num_saves), header, lambda: self._taken(states, self._copied)
-        )
+        final = self._snapshot.final(states)  # here, as the thread knows nothing of what this one gave to the device
+        take = partial(self._taken, states, final, self._copied)
+        task = SaveTask(SaveId(header.step, self._session, self._num_saves), header, take)
         self._num_saves += 1
         self._blocked_seconds = 0.0
         # a daemon, so that a process that is to end is not held by a thread that waits for ranks which are gone
@@ -202,9 +206,9 @@ class Checkpointer:
         """Close it."""
         self.close()
 
-    def _taken(self, fragments: list[Fragment], copied: threading.Event) -> RankState:
+    def _taken(self, fragments: list[Fragment], final: FinalStates, copied: threading.Event) -> RankState:
         try:
-            return self._snapshot.take(fragments)
+            return self._snapshot.take(fragments, final)
         finally:
             copied.set()
 

@@ -64,7 +64,7 @@ class StorePlace:
     def manifest(self, name: str) -> Manifest:
         """Read it."""
         place = f"{name}/{MANIFEST}"
-        return parse_manifest(self.storage.read_bytes(place).decode(errors="replace"), f"{self.storage.uri}/{place}")
+        return parse_manifest(self.storage.read_bytes(place), f"{self.storage.uri}/{place}")
 
     def remove(self, name: str) -> None:
         """The manifest goes first."""

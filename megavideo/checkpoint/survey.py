@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
+from megavideo.border.files import check_file
+from megavideo.border.refused import Refused
+from megavideo.checkpoint.finite import FiniteCount, NonFinite, add_file, say_non_finite
 from megavideo.checkpoint.folder_place import FolderPlace
-from megavideo.checkpoint.manifest import MANIFEST, DamagedError, FileEntry, Manifest, file_digest
+from megavideo.checkpoint.manifest import MANIFEST, DamagedError, FileEntry, Manifest, file_digest, settings_of
 from megavideo.checkpoint.place import Place, Storage
 from megavideo.checkpoint.retention import Summary, reasons_to_keep
 from megavideo.checkpoint.store_place import StorePlace
+from megavideo.config.build import build
 from megavideo.config.schema.checkpoint import CheckpointConfig
-from megavideo.errors import CheckpointError, MegavideoError
+from megavideo.errors import CheckpointError, ConfigError, MegavideoError
 
-GOOD, UNVERIFIED, DAMAGED_STATE = "good", "unverified", "damaged"
+GOOD, UNVERIFIED, DAMAGED_STATE, NON_FINITE_STATE = "good", "unverified", "damaged", "not finite"
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Row:
     """One checkpoint. `age_seconds` is None where a store does not tell.
 
     `state` is `good` (every file has its hash), `unverified` (all are there, and in a folder in full size; a store is
-    not asked for sizes) or `damaged`, with the `faults`, which name the files. `kept_because` are reasons by the
-    settings that the run was last saved with.
+    not asked for sizes), `damaged`, with the `faults`, which name the files, or `not finite`, with a fault and all
+    tensors in `non_finite`. `kept_because` are reasons by the settings that the run was last saved with.
     """
 
     name: str
@@ -41,6 +43,15 @@ class Row:
     kept_because: tuple[str, ...]
     state: str
     faults: tuple[str, ...]
+    non_finite: tuple[NonFinite, ...] = ()
+
+
+@dataclass(frozen=True)
+class Looked:
+    """How closely files are looked at: by their `hashes`, and by their `values`, which are then all read."""
+
+    hashes: bool = False
+    values: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,35 +95,41 @@ class Shelf:
         except FileNotFoundError:
             return None
 
-    def fault(self, name: str, file: FileEntry, *, hashes: bool) -> str | None:
-        """What is wrong with a file, by its size or also by its hash. Of a store a file is downloaded for its hash."""
+    def fault(self, name: str, file: FileEntry, look: Looked, count: FiniteCount) -> str | None:
+        """What is wrong with a file, by its size or also by its hash; of a whole one values are added to `count`.
+
+        Of a store a file is downloaded for its hash and values.
+        """
         if isinstance(self._source, Path):
-            return _fault(self._source / name / file.file, file, hashes=hashes)
+            return _fault(self._source / name / file.file, file, look, count)
         address = f"{name}/{file.file}"
         try:
-            if not hashes:
+            if not look.hashes and not look.values:
                 return None if self._source.exists(address) else f"{self.address}/{address}: is missing"
             with tempfile.TemporaryDirectory(prefix="megavideo-verify-") as folder:
                 copy = Path(folder) / file.file
                 self._source.download(address, copy)
-                fault = _fault(copy, file, hashes=True)
+                fault = _fault(copy, file, look, count)
                 return None if fault is None else fault.replace(str(copy), f"{self.address}/{address}")
         except MegavideoError as error:
             return str(error)
 
 
-def survey(shelf: Shelf, *, hashes: bool) -> Survey:
-    """Every checkpoint of a shelf; with `hashes` each file is read. One that a run removes meanwhile is left out.
+def survey(shelf: Shelf, look: Looked) -> Survey:
+    """Every checkpoint of a shelf, looked at as closely as asked. One that a run removes meanwhile is left out.
 
     Raises CheckpointError where there is none.
     """
     if not shelf.names():
         raise CheckpointError(f"{shelf.address}: no such checkpoint. Remedy: give a run, or one of its checkpoints")
     manifests: dict[str, Manifest] = {}
+    kept_by = CheckpointConfig()
     rows: dict[str, Row] = {}
     for name in shelf.names():
         try:
-            manifests[name] = shelf.place.manifest(name)
+            manifest = shelf.place.manifest(name)
+            kept_by = retention_settings(manifest.config, f"{shelf.address}/{name}")
+            manifests[name] = manifest
         except DamagedError as error:
             rows[name] = Row(
                 name, None, "", "", 0, 0, shelf.age_seconds(name), None, (), DAMAGED_STATE, (str(error),)
@@ -120,46 +137,55 @@ def survey(shelf: Shelf, *, hashes: bool) -> Survey:
         except MegavideoError:
             if name in shelf.names():
                 raise
-    reasons = _reasons(list(manifests.values()))
+    reasons = reasons_to_keep(map(Summary.of, manifests.values()), kept_by)
     for name, manifest in manifests.items():
-        faults = tuple(_faults(shelf, name, manifest, hashes=hashes))
-        state = DAMAGED_STATE if faults else GOOD if hashes else UNVERIFIED
+        count = FiniteCount()
+        faults = tuple(_faults(shelf, name, manifest, look, count))
+        state = DAMAGED_STATE if faults else GOOD if look.hashes else UNVERIFIED
+        if count.found:
+            faults = (*faults, f"{shelf.address}/{name}: {say_non_finite(count.found)}")
+            state = NON_FINITE_STATE if state != DAMAGED_STATE else state
         rows[name] = Row(
             name, manifest.step, str(manifest.progress.get("stage", "")), manifest.layout, len(manifest.files),
             manifest.size_bytes, shelf.age_seconds(name), manifest.validation_loss,
-            reasons.get(Summary.of(manifest).name, ()), state, faults,
+            reasons.get(Summary.of(manifest).name, ()), state, faults, count.found,
         )  # fmt: skip
     there = set(shelf.names())  # whoever removes one takes its name away first, so no fault of these comes from that
     return Survey(shelf.address, tuple(rows[name] for name in sorted(rows) if name in there))
 
 
-def retention_settings(config: str) -> CheckpointConfig:
-    """The section `checkpoint` of a run's YAML; settings of other versions are passed over."""
-    section = (yaml.safe_load(config) or {}).get("checkpoint") or {}
+def retention_settings(config: str, source: str) -> CheckpointConfig:
+    """The section `checkpoint` of a run's YAML, which stands in `source`; settings of other versions are passed over.
+
+    Raises DamagedError where it is none.
+    """
+    section = settings_of(config, source).get("checkpoint")
     known = {field.name for field in fields(CheckpointConfig)}
-    return CheckpointConfig(**{name: value for name, value in section.items() if name in known})
+    values = {name: value for name, value in section.items() if name in known} if isinstance(section, dict) else {}
+    try:
+        return build(CheckpointConfig, values)
+    except ConfigError as error:
+        raise DamagedError(f"{source}: its settings are damaged ({error}). Remedy: use another checkpoint") from error
 
 
-def _reasons(manifests: list[Manifest]) -> dict[str, tuple[str, ...]]:
-    if not manifests:
-        return {}
-    return reasons_to_keep(map(Summary.of, manifests), retention_settings(manifests[-1].config))
-
-
-def _faults(shelf: Shelf, name: str, manifest: Manifest, *, hashes: bool) -> Iterator[str]:
+def _faults(shelf: Shelf, name: str, manifest: Manifest, look: Looked, count: FiniteCount) -> Iterator[str]:
     for file in manifest.files:
-        fault = shelf.fault(name, file, hashes=hashes)
+        fault = shelf.fault(name, file, look, count)
         if fault is not None:
             yield fault
 
 
-def _fault(path: Path, file: FileEntry, *, hashes: bool) -> str | None:
+def _fault(path: Path, file: FileEntry, look: Looked, count: FiniteCount) -> str | None:
     try:
-        size = path.stat().st_size
+        size = check_file(path).st_size
         if size != file.size_bytes:
             return f"{path}: damaged: it has {size} bytes, the manifest says {file.size_bytes}"
-        if hashes and (found := file_digest(path)) != file.xxh64:
+        if look.hashes and (found := file_digest(path)) != file.xxh64:
             return f"{path}: damaged: its xxh64 is {found}, the manifest says {file.xxh64}"
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
+        if look.values:
+            add_file(count, path, file)
+    except DamagedError as error:
+        return str(error)
+    except (OSError, Refused) as error:
+        return f"{path}: cannot be read ({getattr(error, 'strerror', error)})"
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,12 @@ import xxhash
 from megavideo.checkpoint.manifest import FileEntry
 from megavideo.checkpoint.snapshot import SavedTensor
 
-_CHUNK_BYTES = 2 << 20  # in the cache between hash and write; writes of 16 MB took three times as long on ext4
+CHUNK_BYTES = 2 << 20  # in the cache between hash and write; writes of 16 MB took three times as long on ext4
 _ALIGNMENT = 8
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+# dtype, shape, and the first byte and the one after the last, counted from the first tensor's begin
+TensorAt = tuple[torch.dtype, tuple[int, ...], tuple[int, int]]
 
 
 def write_tensors(
@@ -34,7 +37,7 @@ def write_tensors(
         with path.open("wb", buffering=0) as file:
 
             def take(chunk: bytes | memoryview) -> None:
-                _write_all(file.fileno(), chunk)
+                write_all(file.fileno(), chunk)
                 on_progress()
 
             entry = _through(tensors, buffer, path.name, take)
@@ -67,26 +70,31 @@ def _chunks(tensors: Sequence[SavedTensor], buffer: torch.Tensor) -> Iterator[by
     first, last = tensors[0].begin, tensors[-1].end
     yield _header(tensors)
     data = buffer.numpy().data[first:last]
-    for begin in range(0, len(data), _CHUNK_BYTES):
-        yield data[begin : begin + _CHUNK_BYTES]
+    for begin in range(0, len(data), CHUNK_BYTES):
+        yield data[begin : begin + CHUNK_BYTES]
 
 
 def _header(tensors: Sequence[SavedTensor]) -> bytes:
     first = tensors[0].begin
-    rows = {
-        tensor.entry.key: {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": [tensor.entry.numel],
-            "data_offsets": [tensor.begin - first, tensor.end - first],
-        }
-        for tensor in tensors
+    return header_bytes(
+        {t.entry.key: (t.dtype, (t.entry.numel,), (t.begin - first, t.end - first)) for t in tensors}, {}
+    )
+
+
+def header_bytes(tensors: Mapping[str, TensorAt], metadata: Mapping[str, str]) -> bytes:
+    """The begin of a file of `tensors`, up to the first of their bytes; `metadata` is kept by the format as it is."""
+    rows: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    rows |= {
+        key: {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": list(offsets)}
+        for key, (dtype, shape, offsets) in tensors.items()
     }
     text = json.dumps(rows, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
+def write_all(descriptor: int, chunk: bytes | memoryview) -> None:
+    """Write all bytes, however few of them the system takes at a time; OSError where it refuses."""
     rest = memoryview(chunk)
     while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        rest = rest[os.write(descriptor, rest[:CHUNK_BYTES]) :]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from megavideo.cli.verb import TextOption, Words
@@ -17,6 +19,7 @@ SWITCHES: Mapping[str, str] = {
     "--verbose": "verbose",
     "--version": "version",
 }
+_NAME = re.compile(r"[+~]*[A-Za-z_][\w.@]*")
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,18 @@ def split_verb(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, list(words)
 
 
-def parse_arguments(words: Sequence[str], options: Sequence[TextOption] = (), plain: Words | None = None) -> Arguments:
-    """Sort the words after the verb, which takes `plain` words where that is given.
+def parse_arguments(
+    words: Sequence[str],
+    options: Sequence[TextOption] = (),
+    plain: Words | None = None,
+    settings: Collection[str] = (),
+) -> Arguments:
+    """Sort the words after the verb, which takes `plain` words where that is given, and has these `settings`.
 
-    A text follows its flag as the next word or after `=`. Raises ConfigError for an unknown flag, a flag without its
-    text, and a flag given twice that does not repeat.
+    A text follows its flag as the next word or after `=`. A path may have a `=` in it: a word is a plain one as well
+    where what stands before that cannot be a setting's name, or is none of this verb and the word is a path that
+    exists. Raises ConfigError for an unknown flag, a flag without its text, and a flag given twice that does not
+    repeat.
     """
     by_flag = {option.flag: option for option in options}
     switches: set[str] = set()
@@ -69,13 +79,18 @@ def parse_arguments(words: Sequence[str], options: Sequence[TextOption] = (), pl
             close = nearest(flag, known)
             remedy = f"did you mean {close}?" if close else _without_dashes(flag, text, known)
             raise ConfigError(flag, text or None, "there is no such option", remedy)
-        elif plain is not None and not joined:
+        elif plain is not None and not (joined and _is_setting(word, flag, settings)):
             texts.setdefault(plain.metavar, []).append(word)
         elif joined and f"--{flag}" in by_flag and by_flag[f"--{flag}"].sets is None:
             raise ConfigError(flag, text, "is an option, not a setting", f'write --{flag} "{text}"')
         else:
             overrides.append(word)
     return Arguments(frozenset(switches), tuple(overrides), {flag: tuple(given) for flag, given in texts.items()})
+
+
+def _is_setting(word: str, name: str, settings: Collection[str]) -> bool:
+    """Whether `name=...` sets something, or is meant to."""
+    return _NAME.fullmatch(name) is not None and (name in settings or not os.path.exists(word))
 
 
 def _without_dashes(flag: str, text: str, known: Sequence[str]) -> str:

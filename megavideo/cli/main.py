@@ -17,9 +17,18 @@ from typing import Any, cast
 from megavideo import __version__
 from megavideo.cli.arguments import Arguments, parse_arguments, split_verb
 from megavideo.cli.help import general_help, verb_help
-from megavideo.cli.output import launched_as, leads, stdout_kept_clean, tell, to_json
+from megavideo.cli.output import (
+    hide_secrets,
+    launched_as,
+    leads,
+    secrets_hidden,
+    stdout_kept_clean,
+    tell,
+    to_json,
+)
 from megavideo.cli.verb import Verb
 from megavideo.cli.verb_table import find_verb, verb_names
+from megavideo.config.names import setting_names
 from megavideo.errors import ConfigError, MegavideoError, StopRequested
 
 INTERRUPTED = 130
@@ -28,7 +37,9 @@ INTERRUPTED = 130
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line `words` and return the exit status; without them run, and end, the process itself."""
     if words is not None:
-        return _guarded(words)
+        with secrets_hidden(words):
+            return _guarded(words)
+    hide_secrets(sys.argv[1:])  # to the end of the process, as what it prints of a defect comes last
     status = _guarded(sys.argv[1:])
     if "torch.distributed" in sys.modules:
         from megavideo.parallel.processes.distributed import leave
@@ -64,7 +75,7 @@ def _dispatch(given: Sequence[str]) -> int:
     if name is None or name.startswith("-"):
         return _without_verb(given)
     verb = find_verb(name)
-    arguments = parse_arguments(words, verb.options, verb.words)
+    arguments = parse_arguments(words, verb.options, verb.words, setting_names(verb.schema))
     if "help" in arguments.switches:
         tell(verb_help(verb))
         return 0

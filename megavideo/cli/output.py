@@ -7,10 +7,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from megavideo.border.secrets import HidingStream, Secrets
 from megavideo.errors import MegavideoError
 
 
@@ -31,6 +32,29 @@ def stdout_kept_clean() -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(saved, 1)
         os.close(saved)
+
+
+def hide_secrets(words: Sequence[str]) -> None:
+    """Have no secret pass standard output and error, logs and tracebacks included, from now on.
+
+    `words` are those of the command line, which may hold some, as the environment may.
+    """
+    secrets = Secrets.of(os.environ, words)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:
+            setattr(sys, name, HidingStream(stream, secrets))
+
+
+@contextlib.contextmanager
+def secrets_hidden(words: Sequence[str]) -> Iterator[None]:
+    """The same for as long as the block lasts."""
+    streams = sys.stdout, sys.stderr
+    hide_secrets(words)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 def tell(text: str) -> None:

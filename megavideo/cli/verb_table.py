@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from keyword import iskeyword
 
 from megavideo.cli.verb import Verb
 from megavideo.config.names import nearest
@@ -12,11 +13,12 @@ from megavideo.errors import ConfigError
 def verb_names() -> tuple[str, ...]:
     """Names of the verbs in the order in which a user meets them.
 
-    Each has a module of `cli/verbs` holding `VERB`, with an underscore where the name has a dash.
+    Each has a module of `cli/verbs` holding `VERB`, with an underscore where the name has a dash, and one behind it
+    where it is a word of Python.
     """
     return (
-        "ingest", "caption", "train-vae", "encode", "train", "status", "report", "checkpoint", "sample", "demo",
-        "parity", "doctor", "preflight", "slurm-gen",
+        "ingest", "caption", "train-vae", "encode", "train", "status", "report", "checkpoint", "lora", "sample",
+        "export", "import", "demo", "parity", "doctor", "preflight", "slurm-gen",
     )  # fmt: skip
 
 
@@ -29,5 +31,6 @@ def find_verb(name: str) -> Verb:
             close = f"--{name}"
         remedy = f"did you mean `megavideo {close}`?" if close else f"take one of {', '.join(known)}"
         raise ConfigError("verb", name, "there is no such command", remedy)
-    verb: Verb = import_module(f"megavideo.cli.verbs.{name.replace('-', '_')}").VERB
+    module = f"{name}_" if iskeyword(name) else name.replace("-", "_")
+    verb: Verb = import_module(f"megavideo.cli.verbs.{module}").VERB
     return verb

@@ -12,12 +12,17 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from megavideo.border.secrets import holds_secret
 from megavideo.config.names import nearest
 from megavideo.errors import ConfigError
 
 T = TypeVar("T")
 
 MISSING = "???"
+_WITHOUT_SECRET = (
+    "write the address without it; keys of a store belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, that of a "
+    "server in the variable that key_variable names"
+)
 _EXAMPLES: Mapping[Any, str] = {
     int: "give a whole number, as {place}=10",
     float: "give a number, as {place}=0.5",
@@ -137,6 +142,9 @@ def _scalar(kind: Any, value: Any, place: str, hint: Any) -> Any:
     if type(value) is kind:
         if kind is str and not value:
             raise ConfigError(place, value, "must not be empty", f"add {place}=TEXT")
+        if kind is str and holds_secret(value):
+            rule = "holds a password, key or token, which would come to stand in messages and files (it is not shown)"
+            raise ConfigError(place, None, rule, _WITHOUT_SECRET)
         return value
     raise _wrong_type(place, value, hint)
 

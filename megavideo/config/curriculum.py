@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from megavideo.border.files import read_file
+from megavideo.border.refused import Refused
+from megavideo.border.yaml_text import parse_yaml
 from megavideo.config.build import build
 from megavideo.config.names import nearest
 from megavideo.config.rules import check
@@ -23,7 +24,7 @@ GROUP = "curriculum"
 STAGES = "stages"
 # what a stage may say besides settings: a word on its aim, and its global batch in tokens
 ABOUT, BATCH = "about", "batch_tokens"
-_OF_THE_WHOLE = ("name", "output", "model", "stage", STAGES, "init_from")
+_OF_THE_WHOLE = ("name", "output", "model", "stage", STAGES, "init_from", "lora")
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def stages_of(config: TrainRun) -> tuple[Stage, ...]:
 def stage_names(file: Path) -> tuple[str, ...]:
     """Names of the stages in a YAML file of the group `curriculum`."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(read_file(file))
         return tuple(str(name) for name in content[STAGES])
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+    except (OSError, Refused, TypeError, KeyError) as error:
         raise ConfigError(GROUP, str(file), f"cannot be read: {error}", f"give it a mapping `{STAGES}`") from error
 
 

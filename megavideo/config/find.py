@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
+from megavideo.border.files import read_file
+from megavideo.border.refused import Refused
+from megavideo.border.yaml_text import parse_yaml
 from megavideo.errors import ConfigError
 
 ENVIRONMENT_NAME = "MEGAVIDEO_CONFIGS"
@@ -37,8 +38,8 @@ def group_defaults(folder: Path, primary: str) -> dict[str, str]:
     """Groups in the defaults list of `primary` with the option each takes when nothing is said."""
     path = folder / f"{primary}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+        content = parse_yaml(read_file(path)) or {}
+    except (OSError, Refused) as error:
         raise ConfigError("configs", str(path), f"cannot be read: {error}", "restore the file") from error
     if not isinstance(content, dict):
         raise ConfigError("configs", str(path), "must be a mapping of settings", "restore the file")

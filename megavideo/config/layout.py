@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from megavideo.border.names import shown
 from megavideo.config.names import nearest
 from megavideo.errors import ConfigError
 
@@ -144,4 +145,4 @@ def _unknown(text: str, word: str) -> ConfigError:
     known = ["tp1", "cp1", "pp1", "dp1", "zero1", *FLAGS, *CONTEXT_KINDS]
     close = nearest(word, known)
     hint = f"did you mean {close}? " if close else ""
-    return ConfigError(FIELD, text, f"{word!r} is no word of a layout", hint + GRAMMAR)
+    return ConfigError(FIELD, text, f"{shown(word)} is no word of a layout", hint + GRAMMAR)

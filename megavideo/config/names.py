@@ -46,6 +46,27 @@ def schemas(schema: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any
             yield from schemas(cast(type[Any], hint), f"{prefix}.{field.name}" if prefix else field.name)
 
 
+def setting_names(schema: type[Any]) -> frozenset[str]:
+    """Every name of the schema that a value can be given to: those of settings, and of the sections that hold them."""
+    return frozenset([field.path for field in walk(schema)] + [path for path, _ in schemas(schema) if path])
+
+
+def texts_of(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted path and text of every text in a config; names in a mapping are texts as well."""
+    if isinstance(value, str):
+        yield path, value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from texts_of(getattr(value, field.name), f"{path}.{field.name}" if path else field.name)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from texts_of(key, f"the name in {path}")
+            yield from texts_of(item, f"{path}.{key}")
+    elif isinstance(value, tuple | list):
+        for place, item in enumerate(value):
+            yield from texts_of(item, f"{path}[{place}]")
+
+
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name a user most likely meant, or None.
 

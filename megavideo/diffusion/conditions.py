@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from megavideo.config.schema.diffusion import ConditionConfig
+from megavideo.config.schema.model import ModelConfig
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.types import Grid
 
@@ -52,6 +53,17 @@ def condition_mask(task: str, key: SampleKey, grid: Grid) -> torch.Tensor:
 def draw_mask(config: ConditionConfig, key: SampleKey, grid: Grid) -> torch.Tensor:
     """Mask [t * h * w] of the task drawn for one visit of a sample."""
     return condition_mask(draw_task(config, key, grid), key, grid)
+
+
+def given_channels(clean: torch.Tensor, given: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """The further input channels [N, G] of clean tokens [N, P] of which some are `given` [N].
+
+    Of each latent cell first the mask, one where it is given, once for each frame that a latent frame holds; then its
+    clean latents, zero where it is not (the order of diffusers' WanImageToVideoPipeline).
+    """
+    cells = torch.where(given[:, None], clean, 0.0).unflatten(-1, (-1, config.latent_channels))
+    mask = given[:, None, None].to(clean.dtype).expand(*cells.shape[:2], config.given_channels - config.latent_channels)
+    return torch.cat([mask, cells], dim=-1).flatten(1)
 
 
 def drops_text(text_dropout: float, key: SampleKey) -> bool:

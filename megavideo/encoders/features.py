@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from megavideo.border.refused import Refused
+from megavideo.border.tensor_file import read_tensors
 from megavideo.errors import ConfigError
 
 RANDOM_NAME = "fixed random features"
@@ -90,8 +90,8 @@ def _read(weights: str) -> dict[str, torch.Tensor]:
     field = "loss.perceptual_weights"
     remedy = "save vgg16().state_dict() of torchvision as safetensors, with LPIPS' linear weights if you have them"
     try:
-        stored = load_file(Path(weights).expanduser())
-    except (OSError, SafetensorError) as error:
+        stored = read_tensors(Path(weights).expanduser())
+    except (OSError, Refused) as error:
         raise ConfigError(field, weights, f"cannot be read ({error})", remedy) from error
     tensors: dict[str, torch.Tensor] = {}
     for number in (number for run in _VGG_RUNS for number in run):

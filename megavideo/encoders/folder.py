@@ -6,21 +6,29 @@ The folder holds `encoders.json` (which kinds) and the files of each encoder: JS
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
+import torch
+
+from megavideo.border.json_text import parse_json, read_json
+from megavideo.border.names import shown
+from megavideo.border.refused import Refused
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.families import FAMILIES
+from megavideo.encoders.pretrained import PretrainedFolder
 from megavideo.encoders.text.bytes_text import BytesTextEncoder
 from megavideo.encoders.text.encoder import TextEncoder
 from megavideo.encoders.text.transformers_text import (
     TransformersTextEncoder,
     build_transformers_text,
+    describe_transformers_text,
     move_transformers_text,
+    open_transformers_text,
+    text_width,
 )
 from megavideo.encoders.video.autoencoder import FitVideos, VideoAutoencoder
 from megavideo.encoders.video.loaded import LoadedAutoencoder, build_loaded, loaded_ratios, move_loaded
@@ -28,8 +36,8 @@ from megavideo.encoders.video.pca import SPACE_RATIO, TIME_RATIO, PcaAutoencoder
 from megavideo.errors import ConfigError, DataError
 from megavideo.observe.whole_file import write_file
 
-_CONFIG_NAME = "encoders.json"
-_Encoder = TypeVar("_Encoder")
+DESCRIPTION_NAME = "encoders.json"
+WAN_TEXT_TOKENS = 512  # to which Wan's text is cut and padded, in training and in sampling
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def autoencoder_ratios(cfg: AutoencoderConfig) -> tuple[int, int]:
 def build_text_encoder(cfg: TextEncoderConfig) -> TextEncoder:
     """Make the text encoder of the settings; ConfigError on settings that cannot be used."""
     if cfg.kind == "transformers":
-        return build_transformers_text(cfg.path, cfg.max_tokens)
+        return build_transformers_text(cfg.path, cfg.max_tokens, cfg.pad_to)
     if cfg.dim is None:
         raise ConfigError(
             "text_encoder.dim", None, "text_encoder.kind=bytes needs it", "give text_encoder.dim=128, for example"
@@ -77,8 +85,42 @@ def save_encoders(folder: Path, autoencoder: VideoAutoencoder, text_encoder: Tex
     """Write both encoders to `folder`."""
     autoencoder.save(folder)
     text_encoder.save(folder)
-    kinds = {"format": 1, "autoencoder": _kind_of(autoencoder), "text_encoder": _kind_of(text_encoder)}
-    write_file(folder / _CONFIG_NAME, json.dumps(kinds).encode())
+    _write_kinds(folder, _kind_of(autoencoder), _kind_of(text_encoder))
+
+
+@dataclass(frozen=True)
+class PipelineEncoders:
+    """The encoders in the folder of a pipeline of Wan; the text encoder, which is large, is not loaded."""
+
+    autoencoder: LoadedAutoencoder
+    text: PretrainedFolder
+
+    @classmethod
+    def at(cls, pipeline: Path) -> PipelineEncoders | None:
+        """None where the folder lacks a part. Raises ConfigError where one cannot be used."""
+        if not all((pipeline / part).is_dir() for part in ("vae", "text_encoder", "tokenizer")):
+            return None
+        return cls(build_loaded("wan", str(pipeline), "fp32", _no_clips), open_transformers_text(str(pipeline)))
+
+    @property
+    def text_dim(self) -> int:
+        """Width of the text's vectors."""
+        return text_width(self.text)
+
+    def save(self, folder: Path) -> None:
+        """Write both to `folder` as `load_encoders` reads them, with the padding of text that Wan was trained with."""
+        self.autoencoder.save(folder)
+        describe_transformers_text(folder, self.text, WAN_TEXT_TOKENS, WAN_TEXT_TOKENS)
+        _write_kinds(folder, self.autoencoder.kind, "transformers")
+
+
+def _no_clips(count: int) -> list[torch.Tensor]:
+    return []
+
+
+def _write_kinds(folder: Path, autoencoder: str, text_encoder: str) -> None:
+    kinds = {"format": 1, "autoencoder": autoencoder, "text_encoder": text_encoder}
+    write_file(folder / DESCRIPTION_NAME, json.dumps(kinds).encode())
 
 
 def move_weights(folder: Path, autoencoder: AutoencoderConfig, text_encoder: TextEncoderConfig) -> None:
@@ -97,7 +139,7 @@ def same_encoders(storage: Storage, prefix: str, folder: Path) -> bool:
 
     Where the weights lie does not count: the fingerprint beside it tells which they are.
     """
-    if not (folder / _CONFIG_NAME).exists():
+    if not (folder / DESCRIPTION_NAME).exists():
         return True
     names = storage.list(prefix)
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -110,8 +152,8 @@ def same_encoders(storage: Storage, prefix: str, folder: Path) -> bool:
 def _without_path(content: bytes) -> object:
     """The content of an encoder's file; of a JSON object what it says beside `path`."""
     try:
-        value = json.loads(content)
-    except ValueError:
+        value = parse_json(content)
+    except Refused:
         return content
     return {name: said for name, said in value.items() if name != "path"} if isinstance(value, dict) else value
 
@@ -123,21 +165,38 @@ def load_encoders(folder: Path) -> Encoders:
 
 def load_autoencoder(folder: Path) -> VideoAutoencoder:
     """The autoencoder alone; as `load_encoders` else."""
-    return _loaded(folder, "autoencoder", _AUTOENCODERS)
+    return _AUTOENCODERS[encoder_kinds(folder).autoencoder](folder)
 
 
 def load_text_encoder(folder: Path) -> TextEncoder:
     """The text encoder alone; as `load_encoders` else."""
-    return _loaded(folder, "text_encoder", _TEXT_ENCODERS)
+    return _TEXT_ENCODERS[encoder_kinds(folder).text_encoder](folder)
 
 
-def _loaded(folder: Path, which: str, loaders: Mapping[str, Callable[[Path], _Encoder]]) -> _Encoder:
-    path = folder / _CONFIG_NAME
+@dataclass(frozen=True)
+class EncoderKinds:
+    """The kinds of the two encoders, as the settings `autoencoder.kind` and `text_encoder.kind` name them."""
+
+    autoencoder: str
+    text_encoder: str
+
+    def __post_init__(self) -> None:
+        """Raise Refused for one that is not known."""
+        for which, kind, known in (
+            ("autoencoder", self.autoencoder, _AUTOENCODERS),
+            ("text_encoder", self.text_encoder, _TEXT_ENCODERS),
+        ):
+            if kind not in known:
+                raise Refused(f"{which} is {shown(kind)}, and known are {', '.join(known)}")
+
+
+def encoder_kinds(folder: Path) -> EncoderKinds:
+    """Which encoders `save_encoders` wrote to `folder`; DataError where what tells it is missing or damaged."""
+    path = folder / DESCRIPTION_NAME
     try:
-        load = loaders[json.loads(path.read_bytes())[which]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read_json(path, EncoderKinds)
+    except (OSError, Refused) as error:
         raise DataError(f"{path}: missing or damaged ({error}). Remedy: encode the dataset again") from error
-    return load(folder)
 
 
 _AUTOENCODERS: dict[str, Callable[[Path], VideoAutoencoder]] = {

@@ -14,6 +14,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from megavideo.border.files import read_file
+from megavideo.border.json_text import parse_json, read_json
+from megavideo.border.refused import Refused
 from megavideo.errors import ConfigError, DataError
 from megavideo.observe.whole_file import write_file
 
@@ -59,11 +62,9 @@ def open_pretrained(field: str, value: str | None, part: str) -> PretrainedFolde
     if not (path / _CONFIG_NAME).is_file() and (path / part / _CONFIG_NAME).is_file():
         path = path / part
     try:
-        raw = (path / _CONFIG_NAME).read_bytes()
-        config = json.loads(raw)
-        if not isinstance(config, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
+        raw = read_file(path / _CONFIG_NAME)
+        config = parse_json(raw, dict[str, Any])
+    except (OSError, Refused) as error:
         raise ConfigError(
             field, value, f"its {_CONFIG_NAME} cannot be read ({error})", "give a folder written by save_pretrained"
         ) from error
@@ -74,21 +75,29 @@ def open_pretrained(field: str, value: str | None, part: str) -> PretrainedFolde
     return PretrainedFolder(path, config, _SPREAD + _digest_of(path, _spread))
 
 
-def reopen_pretrained(description: Path, stored: dict[str, Any], part: str) -> PretrainedFolder:
+@dataclass(frozen=True)
+class Stored:
+    """Where the weights of an encoder are, and by what they are known again."""
+
+    path: str
+    fingerprint: str
+
+
+def reopen_pretrained(description: Path, stored: Stored, part: str) -> PretrainedFolder:
     """Find again the folder that `description` (a JSON file of a dataset, with content `stored`) refers to.
 
     Raises DataError where it has gone or holds other weights.
     """
     remedy = (
-        f"Remedy: put that folder, or a link to it, at {stored['path']}; to sample a run it is enough to write another "
+        f"Remedy: put that folder, or a link to it, at {stored.path}; to sample a run it is enough to write another "
         f'place of it as "path" in the run\'s encoders/{description.name}'
     )
     try:
-        folder = open_pretrained("path", stored["path"], part)
+        folder = open_pretrained("path", stored.path, part)
     except ConfigError as error:
-        rule = f"the weights it refers to are not usable at {stored['path']} ({error.rule})"
+        rule = f"the weights it refers to are not usable at {stored.path} ({error.rule})"
         raise DataError(f"{description}: {rule}. {remedy}") from error
-    if not folder.is_the_one(stored["fingerprint"]):
+    if not folder.is_the_one(stored.fingerprint):
         rule = f"{folder.path} holds other weights than those the dataset was encoded with"
         raise DataError(f"{description}: {rule}. {remedy}")
     return folder
@@ -100,7 +109,7 @@ def move_pretrained(description: Path, field: str, value: str, part: str) -> Non
     Raises ConfigError where that folder does not hold the same weights.
     """
     folder = open_pretrained(field, value, part)
-    stored = json.loads(description.read_bytes())
+    stored = read_json(description, dict[str, Any])
     if not folder.is_the_one(stored["fingerprint"]):
         rule = "it holds other weights than those that the dataset was begun with"
         raise ConfigError(field, value, rule, "give the folder of the right ones, or another out=")

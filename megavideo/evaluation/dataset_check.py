@@ -15,16 +15,21 @@ import numpy as np
 
 from megavideo.config.schema.doctor import DoctorRun
 from megavideo.data.dataset.dataset import LatentDataset, open_dataset
+from megavideo.data.dataset.rates import Rates, count_rates
 from megavideo.data.plan.packing import PackLimits
 from megavideo.data.plan.size_classes import DroppedSamples, make_classes
 from megavideo.data.plan.step_plan import Pack, PlanSettings, StepPlan, rank_share
+from megavideo.data.plan.visits import seen_again
 from megavideo.data.storage.files import writing
+from megavideo.data.storage.owners import Claim, owning
 from megavideo.data.table.open import open_samples
 from megavideo.data.table.sample_table import SampleTable
-from megavideo.errors import ConfigError
+from megavideo.data.table.sound import size_fault
+from megavideo.errors import ConfigError, DataError
 from megavideo.evaluation.dataset_page import PAGE_NAME, SampleColumns, draw_histograms, page_text
 from megavideo.evaluation.dataset_report import DatasetReport, Histogram, Packs, Reason, Shards
 from megavideo.evaluation.dataset_shards import check_shards
+from megavideo.evaluation.dataset_soundness import content_faults, content_warnings
 from megavideo.observe.whole_file import write_file
 
 _NAMED = 20
@@ -42,6 +47,7 @@ class _Planned:
     packs_per_epoch: float
     bytes_per_token: float
     fill: np.ndarray
+    seen_again: str | None
 
 
 def check_dataset(cfg: DoctorRun) -> DatasetReport:
@@ -55,12 +61,14 @@ def check_dataset(cfg: DoctorRun) -> DatasetReport:
     dataset = open_dataset(cfg.data, version=cfg.version)
     patch, limits = _limits(cfg, dataset)
     table = open_samples(dataset)
+    if (fault := size_fault(dataset.uri, table)) is not None:
+        raise DataError(fault)
     columns = _columns(table, patch, limits)
     classes, dropped = make_classes(table, patch, limits, (1.0,))
     shards = check_shards(dataset, table, cfg.check_hashes)
     sizes = _sample_bytes(dataset, columns, shards.num_bytes)
     planned = _planned(cfg, table, (patch, limits), sizes) if classes is not None else None
-    report = _report(cfg, dataset, columns, (dropped, repeated_ids(table)), shards, planned)
+    report = _report(cfg, dataset, table, columns, (dropped, repeated_ids(table)), shards, planned)
     return _written(report, columns, planned, cfg) if cfg.out else report
 
 
@@ -127,6 +135,7 @@ def _planned(cfg: DoctorRun, table: SampleTable, limits: Limits, sizes: np.ndarr
         plan.packs_per_cycle / plan.passes_per_cycle,
         num_bytes / int(tokens.sum()),
         fill,
+        seen_again(plan, len(table) - plan.dropped.count, cfg.packs_per_step, "packs_per_step"),
     )  # fmt: skip
 
 
@@ -141,6 +150,7 @@ def _imbalance(packs: list[Pack], dp: int) -> float:
 def _report(
     cfg: DoctorRun,
     dataset: LatentDataset,
+    table: SampleTable,
     columns: SampleColumns,
     found: tuple[DroppedSamples, tuple[int, tuple[str, ...]]],
     shards: Shards,
@@ -158,7 +168,9 @@ def _report(
         samples=count,
         images=int((~video).sum()),
         videos=int(video.sum()),
-        video_seconds=float((frames[video] / columns.fps[video]).sum()),
+        video_seconds=_seconds(frames[video], columns.fps[video]),
+        rates=Rates.of(count_rates(columns.latent, columns.fps)),
+        frames=info.frames,
         tokens=int(columns.tokens.sum()),
         tokens_per_sample=_histogram(columns.tokens, "video tokens of a sample"),
         aspect=_histogram(columns.aspect, "width / height"),
@@ -179,9 +191,19 @@ def _report(
         same_id=same_id,
         same_id_first=same_id_first,
         shards=shards,
-        faults=tuple(_faults(cfg, count, dropped, shards)),
+        faults=(*content_faults(dataset, table, shards), *_faults(cfg, count, dropped, shards)),
+        warnings=(
+            *([planned.seen_again] if planned and planned.seen_again else []),
+            *content_warnings(dataset, table, shards),
+        ),
         page=str(Path(cfg.out) / PAGE_NAME) if cfg.out else None,
     )
+
+
+def _seconds(frames: np.ndarray, fps: np.ndarray) -> float:
+    """Of all videos whose frame rate is one."""
+    known = np.isfinite(fps) & (fps > 0)
+    return float((frames[known] / fps[known]).sum())
 
 
 def _faults(cfg: DoctorRun, count: int, dropped: DroppedSamples, shards: Shards) -> list[str]:
@@ -217,7 +239,7 @@ def _written(report: DatasetReport, columns: SampleColumns, planned: _Planned | 
     folder = Path(cfg.out or "")
     picture = draw_histograms(columns, planned.fill if planned else np.zeros(0), cfg)
     text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False)
-    with writing(folder):
+    with owning(folder, Claim("doctor", "out= another folder")), writing(folder):
         write_file(folder / "histograms.png", picture)
         write_file(folder / "report.json", (text + "\n").encode())
         write_file(folder / PAGE_NAME, page_text(report, picture).encode())

@@ -74,10 +74,14 @@ def rows_of(report: DatasetReport) -> list[tuple[str, str]]:
         ("samples", f"{report.samples:,}: {report.videos:,} videos ({report.video_seconds / 3600:,.2f} h) and "
          f"{report.images:,} images"),
         ("video tokens", f"{format_count(float(report.tokens))}, {report.tokens / report.samples:,.0f} a sample"),
+        ("frames a second", report.rates.words if report.rates else "no videos"),
+        ("frames of clips", report.frames.words or "not known"),
         ("dropped", f"{report.dropped_count:,} ({report.dropped_share:.2%}) fit no pack"),
         ("not encoded", f"{report.not_encoded_count:,} clips"),
         ("captions cut", f"{report.captions_cut:,} ({report.captions_cut_share:.2%})"),
         ("same sample id", f"{report.same_id:,}"),
+        ("latents", "not looked at" if shards.latents is None else
+         f"mean {shards.latents.mean:.3g}, standard deviation {shards.latents.std:.3g}"),
         ("same latent", "not looked for" if shards.same_content is None else f"{shards.same_content:,}"),
         ("shards", f"{shards.count:,}, {format_bytes(shards.num_bytes)}; {shards.checked:,} hashed, "
          f"{len(shards.bad):,} missing or damaged"),
@@ -88,7 +92,8 @@ def rows_of(report: DatasetReport) -> list[tuple[str, str]]:
             ("samples a pack", f"{packs.samples_per_pack:.1f}, at the most {packs.max_samples}"),
             ("imbalance", f"{packs.imbalance_mean:.1%} more attention in the busiest rank, at the worst "
              f"{packs.imbalance_worst:.1%}"),
-            ("epochs", f"{report.epochs:.3g} in {report.steps:,} steps; {report.steps_per_epoch:,.1f} steps each"),
+            ("epochs", f"{report.epochs:.3g} in {report.steps:,} steps, {report.steps_per_epoch:,.3g} steps each: "
+             f"each sample is seen {report.epochs:,.3g} times"),
         ]  # fmt: skip
     rows.append(("bytes a sample", format_bytes(report.bytes_per_sample)))
     if report.bytes_per_second is not None and report.bytes_per_second_per_gpu is not None:

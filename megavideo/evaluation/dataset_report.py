@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megavideo.data.dataset.rates import FrameCounts, Rates
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -41,11 +43,21 @@ class Packs:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """Mean and standard deviation of all finite latents that were read, and the latter of each channel."""
+
+    mean: float
+    std: float
+    channel_std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Shards:
     """The shards of a dataset: `num_bytes` of all as the index says, `checked` of `count` read and hashed.
 
-    Where they were read, `same_content` is how many samples have the latent of an earlier one, and `non_finite` how
-    many hold a value that is none; else both are None. `bad` are missing or damaged, or hold other samples than the
+    Where they were read, `same_content` is how many samples have the latent of an earlier one, `non_finite` how many
+    have a latent with a value that is none, `non_finite_text` how many an encoded caption, and `constant` how many a
+    latent of one value; else these and `latents` are None. `bad` are missing or damaged, or hold other samples than the
     manifest says. `left_out` were not looked at, because too many before them were bad.
     """
 
@@ -58,16 +70,23 @@ class Shards:
     same_content_first: tuple[Reason, ...]
     non_finite: int | None
     non_finite_first: tuple[str, ...]
+    non_finite_text: int | None = None
+    non_finite_text_first: tuple[str, ...] = ()
+    constant: int | None = None
+    constant_first: tuple[str, ...] = ()
+    latents: Latents | None = None
 
 
 @dataclass(frozen=True)
 class DatasetReport:
     """A dataset before a run on it.
 
+    `rates` are frames a second of its videos, and `frames` tells what it shows of its clips' frames.
     `dropped` are samples that fit no pack, `not_encoded` clips that were ingested and not encoded: the first of each.
     Bytes are of samples as they lie in the shards; a second's are what `tokens_per_second_per_gpu` takes, each sample
     counted once for all GPUs that work on it. `faults` are what would make the run fail or drop too much; empty where
-    there are none. `page` is the page that shows all this, where one was asked for.
+    there are none. `warnings` are what a run passes over. `page` is the page that shows all this, where one was asked
+    for.
     """
 
     data: str
@@ -76,6 +95,8 @@ class DatasetReport:
     images: int
     videos: int
     video_seconds: float
+    rates: Rates | None
+    frames: FrameCounts
     tokens: int
     tokens_per_sample: Histogram
     aspect: Histogram
@@ -97,4 +118,5 @@ class DatasetReport:
     same_id_first: tuple[str, ...]
     shards: Shards
     faults: tuple[str, ...]
+    warnings: tuple[str, ...]
     page: str | None

@@ -1,8 +1,7 @@
-"""The shards of a dataset, each read once: its hash, whose samples it holds, and which latents are equal."""
+"""The shards of a dataset, each read once: its hash, whose samples it holds, and what their latents are like."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -19,52 +18,60 @@ import xxhash
 from streaming.base.format.mds.reader import MDSReader
 
 from megavideo.data.dataset.dataset import LatentDataset
+from megavideo.data.dataset.index import ShardEntry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.cache import ShardCache
 from megavideo.data.stream.shard_files import ShardFiles
+from megavideo.data.stream.shards import decode_row
 from megavideo.data.table.sample_table import SampleTable
 from megavideo.errors import DataError
-from megavideo.evaluation.dataset_report import Reason, Shards
+from megavideo.evaluation.dataset_report import Latents, Reason, Shards
 
 _THREADS = 4
 _MOST_BAD = 100  # shards, after which the others are not looked at: a store that is down would be waited for each time
 _NAMED = 20
+_MARKS = ("latent not finite", "text not finite", "latent of one value")
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
 class _Content:
-    """Of the samples of a shard: hashes [n] of their latents, and which [n] are finite."""
+    """Of the n samples of a shard: hashes [n] of their latents, and what is said of each [n, 3] (`_MARKS`).
+
+    `moments` [3, C] are count, sum and sum of squares of the finite latents, by channel.
+    """
 
     digests: np.ndarray
-    finite: np.ndarray
+    marks: np.ndarray
+    moments: np.ndarray
 
 
 def check_shards(dataset: LatentDataset, table: SampleTable, read: bool) -> Shards:
     """What the shards of the samples of `table` are like; they are read if `read` is set, and else only looked for."""
-    index: dict[str, Any] = json.loads(dataset.storage.read_bytes(dataset.info.index_name))
-    entries: list[dict[str, Any]] = index["shards"]
-    num_bytes = sum(int(entry["raw_data"]["bytes"]) for entry in entries)
+    entries = dataset.read_index()
+    num_bytes = sum(entry.raw_data.bytes for entry in entries)
     if not read:
         missing = _missing(dataset, entries)
         return Shards(len(entries), num_bytes, 0, 0, missing, None, (), None, ())
     num_samples = dataset.info.num_samples
     digests, known = np.zeros(num_samples, np.uint64), np.zeros(num_samples, bool)
-    finite = np.ones(num_samples, bool)
+    marks = np.zeros((num_samples, len(_MARKS)), bool)
+    moments = np.zeros((3, dataset.info.latent_channels))
     bad: list[Reason] = []
     checked = 0
-    ends = np.cumsum([entry["samples"] for entry in entries]).tolist()
+    ends = np.cumsum([entry.samples for entry in entries]).tolist()
     for number, found in _contents(dataset, table, entries, ends):
         checked += 1
         if isinstance(found, DataError):
-            bad.append(Reason(entries[number]["raw_data"]["basename"], str(found)))
+            bad.append(Reason(entries[number].raw_data.basename, str(found)))
             if len(bad) == _MOST_BAD:
                 break
             continue
-        rows = slice(ends[number] - entries[number]["samples"], ends[number])
-        digests[rows], finite[rows], known[rows] = found.digests, found.finite, True
+        rows = slice(ends[number] - entries[number].samples, ends[number])
+        digests[rows], marks[rows], known[rows] = found.digests, found.marks, True
+        moments += found.moments
     repeats = _repeats(digests, known)
-    broken = np.flatnonzero(~finite)
+    latent, text, constant = (np.flatnonzero(column) for column in marks.T)
     return Shards(
         count=len(entries),
         num_bytes=num_bytes,
@@ -75,13 +82,31 @@ def check_shards(dataset: LatentDataset, table: SampleTable, read: bool) -> Shar
         same_content_first=tuple(
             Reason(table.sample_id(again), f"as {table.sample_id(first)}") for again, first in repeats[:_NAMED]
         ),
-        non_finite=len(broken),
-        non_finite_first=tuple(table.sample_id(sample) for sample in broken[:_NAMED].tolist()),
+        non_finite=len(latent),
+        non_finite_first=_first(table, latent),
+        non_finite_text=len(text),
+        non_finite_text_first=_first(table, text),
+        constant=len(constant),
+        constant_first=_first(table, constant),
+        latents=_statistics(moments),
     )
 
 
-def _missing(dataset: LatentDataset, entries: list[dict[str, Any]]) -> tuple[Reason, ...]:
-    names = [entry["raw_data"]["basename"] for entry in entries]
+def _first(table: SampleTable, samples: np.ndarray) -> tuple[str, ...]:
+    return tuple(table.sample_id(sample) for sample in samples[:_NAMED].tolist())
+
+
+def _statistics(moments: np.ndarray) -> Latents | None:
+    count, total, squares = moments
+    if not count.all():
+        return None
+    mean, deviation = total.sum() / count.sum(), squares / count - (total / count) ** 2
+    std = np.sqrt(squares.sum() / count.sum() - mean**2)
+    return Latents(float(mean), float(std), tuple(np.sqrt(np.maximum(deviation, 0.0)).tolist()))
+
+
+def _missing(dataset: LatentDataset, entries: list[ShardEntry]) -> tuple[Reason, ...]:
+    names = [entry.raw_data.basename for entry in entries]
     there = set(dataset.storage.list())
     return tuple(
         Reason(name, f"{dataset.uri}/{name}: is not there. Remedy: restore it from a copy, or encode again with "
@@ -91,26 +116,26 @@ def _missing(dataset: LatentDataset, entries: list[dict[str, Any]]) -> tuple[Rea
 
 
 def _contents(
-    dataset: LatentDataset, table: SampleTable, entries: list[dict[str, Any]], ends: list[int]
+    dataset: LatentDataset, table: SampleTable, entries: list[ShardEntry], ends: list[int]
 ) -> Iterator[tuple[int, _Content | DataError]]:
     """What each shard holds, or what is wrong with it, in order; a few are read at a time."""
     log, begin = logging.getLogger(__name__), time.monotonic()
-    num_bytes = sum(int(entry["raw_data"]["bytes"]) for entry in entries)
+    num_bytes = sum(entry.raw_data.bytes for entry in entries)
     last_line, seen_bytes = begin, 0
     with _opened(dataset, entries) as files, ThreadPoolExecutor(_THREADS) as pool:
 
         def look(number: int) -> _Content | DataError:
-            first = ends[number] - entries[number]["samples"]
+            first = ends[number] - entries[number].samples
             expected = [name.decode() for name in table.sample_ids(first, ends[number])]
             try:
-                return _content(dataset.uri, files, entries[number], number, expected)
+                return _content(dataset, files, entries[number], number, expected)
             except DataError as error:
                 return error
 
         for first in range(0, len(entries), 2 * _THREADS):
             group = range(first, min(first + 2 * _THREADS, len(entries)))
             for number, found in zip(group, pool.map(look, group), strict=True):
-                seen_bytes += int(entries[number]["raw_data"]["bytes"])
+                seen_bytes += entries[number].raw_data.bytes
                 now = time.monotonic()
                 if now - last_line > _SECONDS_BETWEEN_LINES:
                     last_line = now
@@ -123,38 +148,54 @@ def _contents(
 
 
 @contextmanager
-def _opened(dataset: LatentDataset, entries: list[dict[str, Any]]) -> Iterator[ShardFiles]:
+def _opened(dataset: LatentDataset, entries: list[ShardEntry]) -> Iterator[ShardFiles]:
     """The shards as files: in place where they lie in a folder, else through a small folder that goes again."""
     if isinstance(dataset.storage, LocalStorage):
         yield ShardFiles(dataset.uri, dataset.storage, entries, None, "")
         return
-    most = 4 * _THREADS * max(int(entry["raw_data"]["bytes"]) for entry in entries)
+    most = 4 * _THREADS * max(entry.raw_data.bytes for entry in entries)
     with tempfile.TemporaryDirectory(prefix="megavideo-doctor-") as name:
         cache = ShardCache(Path(name), most, dataset.storage.retry.longest_seconds + 3.0)
         yield ShardFiles(dataset.uri, dataset.storage, entries, cache, "shards")
 
 
-def _content(uri: str, files: ShardFiles, entry: dict[str, Any], number: int, expected: list[str]) -> _Content:
+def _content(
+    dataset: LatentDataset, files: ShardFiles, entry: ShardEntry, number: int, expected: list[str]
+) -> _Content:
     fd = files.open(number)
     try:
-        data = os.pread(fd, int(entry["raw_data"]["bytes"]), 0)
+        data = os.pread(fd, entry.raw_data.bytes, 0)
     finally:
         os.close(fd)
-    count = int(entry["samples"])
+    count = entry.samples
+    name = f"{dataset.uri}/{entry.raw_data.basename}"
+    if len(data) < 4 * (count + 2):
+        raise DataError(f"{name}: too short for {count} samples. Remedy: encode again with overwrite=true")
     begins = np.frombuffer(data, np.uint32, count + 1, 4).tolist()
-    reader = MDSReader.from_json("", None, dict(entry))
-    digests, finite = np.zeros(count, np.uint64), np.ones(count, bool)
+    reader = MDSReader.from_json("", None, entry.to_mds())
+    digests, marks = np.zeros(count, np.uint64), np.zeros((count, len(_MARKS)), bool)
+    moments: Any = 0.0
     for row in range(count):
-        sample = reader.decode_sample(data[begins[row] : begins[row + 1]])
+        sample = decode_row(
+            reader, data[begins[row] : begins[row + 1]], f"{name}: sample {row}", dataset.info.latent_channels
+        )
         if sample["sample_id"] != expected[row]:
             raise DataError(
-                f"{uri}/{entry['raw_data']['basename']}: its sample {row} is {sample['sample_id']!r}, and the manifest "
+                f"{name}: its sample {row} is {sample['sample_id']!r}, and the manifest "
                 f"says {expected[row]!r}. Remedy: encode again with overwrite=true"
             )
         latent = sample["latent"]
         digests[row] = xxhash.xxh3_64_intdigest(latent.tobytes(), seed=latent.shape[-1])
-        finite[row] = bool(np.isfinite(latent).all())
-    return _Content(digests, finite)
+        marks[row] = not_finite(latent), not_finite(sample["text"]), bool((latent == latent.flat[0]).all())
+        if not marks[row, 0]:
+            values = latent.reshape(len(latent), -1).astype(np.float64)
+            moments = moments + np.stack([np.full(len(values), values.shape[1]), values.sum(1), (values**2).sum(1)])
+    return _Content(digests, marks, moments)
+
+
+def not_finite(values: np.ndarray) -> bool:
+    """Whether any of them is NaN or infinite."""
+    return not bool(np.isfinite(values).all())
 
 
 def _repeats(digests: np.ndarray, known: np.ndarray) -> list[tuple[int, int]]:

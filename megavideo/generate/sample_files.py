@@ -19,6 +19,7 @@ from PIL import Image
 
 from megavideo.data.clips.write_video import write_video
 from megavideo.encoders.folder import load_autoencoder
+from megavideo.errors import NumericsError
 from megavideo.generate.videos import sheet_of, to_pixels
 from megavideo.observe.whole_file import write_file
 
@@ -89,6 +90,8 @@ class SampleFiles:
             step, latents = item
             try:
                 self._written.append(ShownSamples(step, self._write(step, latents)))
+            except NumericsError as error:
+                _log.warning("step %d: no samples are written: %s", step, error)
             except Exception:  # noqa: BLE001 - whatever it is, training goes on
                 _log.warning("step %d: its samples could not be decoded or written", step, exc_info=True)
 

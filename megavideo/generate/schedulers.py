@@ -47,6 +47,9 @@ def build_scheduler(name: str, diffusion: DiffusionConfig, shift: float | None) 
 
 def _flow(name: str, shift: float) -> Any:
     if name == "euler":
-        return FlowMatchEulerDiscreteScheduler(shift=shift)
+        # A shift that its constructor is given moves the lowest level twice: there, and where the steps are set.
+        scheduler: Any = FlowMatchEulerDiscreteScheduler()
+        scheduler.set_shift(shift)
+        return scheduler
     kind = UniPCMultistepScheduler if name == "unipc" else DPMSolverMultistepScheduler
     return kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)

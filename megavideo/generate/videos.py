@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from megavideo.data.storage.files import writing
+from megavideo.errors import NumericsError
 from megavideo.observe.pictures import contact_sheet, evenly_spaced
 from megavideo.observe.whole_file import replacing
 
@@ -19,10 +20,18 @@ _VISIBLE_SIDE = 160  # pixels to which small videos are enlarged on a sheet
 
 
 def to_pixels(video: torch.Tensor, size: tuple[int, int, int]) -> np.ndarray:
-    """[3, T, H, W] in -1..1 to uint8 [frames, height, width, 3] of `size`, cut from the middle of what was sampled."""
+    """[3, T, H, W] in -1..1 to uint8 [frames, height, width, 3] of `size`, cut from the middle of what was sampled.
+
+    Raises NumericsError where a value is not finite, which would be shown as black.
+    """
     frames, height, width = size
     top, left = (video.shape[2] - height) // 2, (video.shape[3] - width) // 2
     cut = video[:, :frames, top : top + height, left : left + width].float()
+    if not bool(torch.isfinite(cut).all()):
+        raise NumericsError(
+            "a decoded video holds values that are not finite. Remedy: check the weights of the autoencoder in the "
+            "run's folder encoders/, and the run with `megavideo checkpoint verify RUN`"
+        )
     pixels = ((cut.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     result: np.ndarray = pixels.permute(1, 2, 3, 0).contiguous().numpy()
     return result

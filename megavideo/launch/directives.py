@@ -55,13 +55,13 @@ def prepare_directives(cluster: ClusterConfig, job: PrepareJob, job_name: str, l
     return [*lines, *cluster.lines]
 
 
-def evaluate_directives(cluster: ClusterConfig, job_name: str, logs: str) -> list[str]:
-    """Of a job that samples, on one GPU of the cluster or in one process without."""
+def alone_directives(cluster: ClusterConfig, job_name: str, logs: str, *, gpus: int) -> list[str]:
+    """Of a job of one process, on `gpus` GPUs where the cluster has any."""
     lines = [
         *_common(cluster, job_name, f"{logs}/%x-%j.log"),
         "--nodes=1",
         "--ntasks=1",
-        *(["--gpus-per-node=1"] if cluster.gpus_per_node else []),
+        *([f"--gpus-per-node={gpus}"] if gpus and cluster.gpus_per_node else []),
         f"--cpus-per-task={cluster.cpus_per_task}",
         f"--time={cluster.time_limit}",
         *_partition(cluster.partition),

@@ -10,13 +10,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from megavideo.config.curriculum import Stage
 from megavideo.config.schema.cluster import PrepareJob, SlurmGenRun
+from megavideo.errors import ConfigError
 from megavideo.launch.directives import (
-    evaluate_directives,
+    alone_directives,
     grace_seconds,
     prepare_directives,
     processes,
     train_directives,
 )
+from megavideo.launch.shell import Shell, comment, expanded, quoted
 
 LOGS = "logs"
 PROMPTS = "prompts.txt"
@@ -34,7 +36,11 @@ _TRAIN_USAGE = (
 
 
 def render_scripts(cfg: SlurmGenRun, stages: Sequence[Stage]) -> dict[str, str]:
-    """File names, relative to `out`, and contents. `stages` are those of `load_stages(cfg)`."""
+    """File names, relative to `out`, and contents. `stages` are those of `load_stages(cfg)`.
+
+    Every value that a template prints is quoted for the shell, unless the template says otherwise. Raises ConfigError
+    where the run's name would be cut by Slurm.
+    """
     writer = _Writer(cfg, stages[0])
     files: dict[str, str] = {}
     if cfg.curriculum == "none":
@@ -47,6 +53,7 @@ def render_scripts(cfg: SlurmGenRun, stages: Sequence[Stage]) -> dict[str, str]:
     files["encode.sbatch"] = writer.prepare("encode", cfg.cluster.encode)
     files["sweep.sbatch"] = writer.sweep()
     files["evaluate.sbatch"] = writer.evaluate()
+    files["export.sbatch"] = writer.export()
     files[PROMPTS] = "".join(f"{prompt}\n" for prompt in cfg.prompts)
     files[f"{LOGS}/.gitignore"] = _LOGS_KEPT
     return files
@@ -59,11 +66,15 @@ class _Writer:
         self._cfg = cfg
         self._logs = f"{cfg.out}/{LOGS}"
         self._name, self._output = first.config.name, first.config.output
+        if self._name.split() != [self._name]:
+            rule = "holds a space, at which Slurm would end the name of the job"
+            raise ConfigError("name", self._name, rule, "take another one, as words=['name=NAME']")
         self._templates = Environment(
             loader=PackageLoader("megavideo.launch"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
             keep_trailing_newline=True, comment_start_string="{##", comment_end_string="##}",  # not ${#array}
+            finalize=quoted,
         )  # fmt: skip
-        self._templates.filters["sh"] = shlex.quote
+        self._templates.filters |= {"comment": comment, "expanded": expanded, "shell": Shell}
 
     def train(self, stage: Stage) -> str:
         file = f"stage{stage.number}.sbatch" if stage.number else "train.sbatch"
@@ -116,8 +127,21 @@ class _Writer:
         return self._fill(
             "evaluate.sbatch.j2", "Sample fixed prompts from a finished run, and report on it.",
             _named(usage, self._cfg.out, "evaluate.sbatch"),
-            directives=evaluate_directives(self._cfg.cluster, f"{self._name}-evaluate", self._logs),
+            directives=alone_directives(self._cfg.cluster, f"{self._name}-evaluate", self._logs, gpus=1),
             prompts=f"{self._cfg.out}/{PROMPTS}",
+        )  # fmt: skip
+
+    def export(self) -> str:
+        usage = (
+            "Arguments are words of `megavideo export`, as are those of MEGAVIDEO_EXPORT_OVERRIDES:",
+            "  MEGAVIDEO_RUN=NAME sbatch {out}/{file} dtype=bf16 out=FOLDER",
+            "MEGAVIDEO_RUN is the run's name, MEGAVIDEO_OUTPUT the folder of run folders, MEGAVIDEO_VENV the virtual",
+            "environment. Without out= the pipeline comes to RUN/export.",
+        )
+        return self._fill(
+            "export.sbatch.j2", "Export a run as diffusers and others load it: one process, no GPU.",
+            _named(usage, self._cfg.out, "export.sbatch"),
+            directives=alone_directives(self._cfg.cluster, f"{self._name}-export", self._logs, gpus=0),
         )  # fmt: skip
 
     def curriculum(self, num_stages: int) -> str:
@@ -133,7 +157,7 @@ class _Writer:
     def _words(self, stage: str | None) -> list[str]:
         words = [f"run={self._cfg.run}"]
         words += [f"curriculum={self._cfg.curriculum}"] if stage else []
-        return [*words, *([stage] if stage else []), *(shlex.quote(word) for word in self._cfg.words)]
+        return [*words, *([stage] if stage else []), *self._cfg.words]
 
     def _fill(self, template: str, about: str, usage: Sequence[str], **values: Any) -> str:
         cluster = self._cfg.cluster
@@ -147,13 +171,13 @@ class _Writer:
             "preflight": cluster.preflight, "gpus": cluster.gpus_per_node,
         }  # fmt: skip
         text = self._templates.get_template(template).render({**shown, **values})
-        return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+        return "\n".join(line.rstrip() for line in text.removesuffix("\n").split("\n")) + "\n"
 
     def _command(self) -> str:
         """The words that give these scripts again; the cluster's own settings are in its file."""
         cfg = self._cfg
         words = [f"cluster={cfg.cluster.name}", f"run={cfg.run}", f"curriculum={cfg.curriculum}", f"out={cfg.out}"]
-        return " ".join(["slurm-gen", *words])
+        return shlex.join(["slurm-gen", *words])
 
 
 def _named(lines: Sequence[str], out: str, file: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """One transformer block: modulated self-attention, cross-attention to the segment's own text, modulated feed-forward.
 
-Shape legend: n own video tokens, m attended video tokens, M text tokens, R conditioning rows, D width, A heads,
-h head width. In one process n = m = N, the tokens of the pack.
+Shape legend: n own video tokens, m attended video tokens, l own text tokens, R conditioning rows, D width, A heads,
+h head width. In one process n = m = N, the tokens of the pack, and l = M, its text tokens.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megavideo.config.schema.model import ModelConfig
-from megavideo.model.attention import Segments
-from megavideo.model.layers import Layers
+from megavideo.model.layers import AttentionPlan, Layers
 from megavideo.model.modulation import gated_add, norm_modulate
 from megavideo.model.recompute import KEEP_ALL, BlockRecompute
 from megavideo.model.rope import rotate
@@ -26,8 +25,8 @@ class Conditioning:
     """What every block is told.
 
     time [R, D] is the embedded timestep; modulation [R, 6, D] its shared projection (None under `adaln_zero`);
-    text [M, D]; rotary [m, h / 2] of attended tokens; `rows` maps own tokens to rows; `video` and `captions` delimit
-    the segments of the whole pack.
+    text [l, D]; rotary [m, h / 2] of attended tokens; `rows` maps own tokens to rows; `attention` says who attends to
+    whom in this pack.
     """
 
     time: torch.Tensor
@@ -35,8 +34,7 @@ class Conditioning:
     text: torch.Tensor
     rotary: torch.Tensor
     rows: Rows
-    video: Segments
-    captions: Segments
+    attention: AttentionPlan
 
 
 class SelfAttention(nn.Module):
@@ -57,7 +55,7 @@ class SelfAttention(nn.Module):
         query = rotate(self.q_norm(query).unflatten(-1, (self.heads, -1)), cond.rotary)
         key = rotate(self.k_norm(key).unflatten(-1, (self.heads, -1)), cond.rotary)
         value = value.unflatten(-1, (self.heads, -1))
-        return self.out(self.layers.attend_self(query, key, value, cond.video).flatten(-2))
+        return self.out(self.layers.attend_self(query, key, value, cond.attention).flatten(-2))
 
 
 class CrossAttention(nn.Module):
@@ -79,7 +77,7 @@ class CrossAttention(nn.Module):
         key, value = self.kv(cond.text).chunk(2, dim=-1)
         key = self.k_norm(key).unflatten(-1, (self.heads, -1))
         value = value.unflatten(-1, (self.heads, -1))
-        return self.out(self.layers.attend_text(query, key, value, cond.video, cond.captions).flatten(-2))
+        return self.out(self.layers.attend_text(query, key, value, cond.attention).flatten(-2))
 
 
 class FeedForward(nn.Module):

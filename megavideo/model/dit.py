@@ -1,13 +1,12 @@
 """The diffusion transformer on packed spacetime tokens, whole or a stage of it.
 
-Shape legend: N video tokens of the pack, n this rank's own, M text tokens, K segments, R = 2K conditioning rows,
-P patch width, D width.
+Shape legend: N video tokens of the pack, n this rank's own, M text tokens, l this rank's own, K segments,
+R = 2K conditioning rows, P patch width, G given channels of a patch, D width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +14,11 @@ from torch import nn
 
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.train import RecomputeConfig
+from megavideo.errors import ConfigError
 from megavideo.model.block import Block, Conditioning
 from megavideo.model.layers import Layers
 from megavideo.model.modulation import norm_modulate, sinusoid
+from megavideo.model.offload import Offload
 from megavideo.model.pack_index import PackFacts, PackIndex
 from megavideo.model.place import PLACE_FEATURES, place_features
 from megavideo.model.recompute import WHOLE, BlockRecompute
@@ -45,7 +46,7 @@ class Hidden:
     """What one stage of the model hands to the next.
 
     x [n, D] the residual stream; time [R, D] the embedded timestep; modulation [R, 6, D] its shared projection (None
-    under `adaln_zero`); text [M, D]; and the pack's facts, from which each stage rebuilds its indices.
+    under `adaln_zero`); text [l, D] of own text tokens; and the pack's facts, from which a stage rebuilds indices.
     """
 
     x: torch.Tensor
@@ -60,9 +61,12 @@ class Embedder(nn.Module):
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
+        if config.image_dim is not None:
+            rule = "models with an image embedding (Wan 2.1 image-to-video) are neither trained nor sampled"
+            raise ConfigError("model.image_dim", config.image_dim, rule, "take a model without one, as of Wan 2.2")
         self.config = config
         self.layers = layers
-        self.patch = layers.per_token(config.patch_dim, config.width)
+        self.patch = layers.per_token(config.patch_dim + config.given_dim, config.width)
         self.time = Mlp(config.time_dim, config.width, layers, activation=nn.SiLU())
         self.text = Mlp(config.text_dim, config.width, layers, activation=nn.GELU(approximate="tanh"))
         if config.modulation == "adaln":
@@ -86,11 +90,21 @@ class Embedder(nn.Module):
         if config.modulation == "adaln":
             modulation = layers.over_tokens(self.modulation(F.silu(time))).unflatten(-1, (6, -1))
         facts = PackFacts.of(batch)
-        x = self.patch(layers.own(batch.tokens))
+        x = self.patch(self._inputs(batch))
         if config.place_embedding:
-            place = PackIndex.of(facts, batch.text.shape[0]).place
+            place = PackIndex.of(facts).place
             x = x + self.place(place_features(layers.own(place), dtype))
-        return Hidden(x, time, modulation, layers.over_heads(self.text(batch.text)), facts)
+        text = layers.over_heads(self.text(layers.own_text(batch.text)))
+        return Hidden(x, time, modulation, text, facts)
+
+    def _inputs(self, batch: PackedBatch) -> torch.Tensor:
+        """Own tokens, each cell of a patch with the channels that it is given behind its own: [n, P + G]."""
+        tokens = self.layers.own(batch.tokens)
+        if not self.config.given_channels:
+            return tokens
+        assert batch.given is not None, "a model with given channels is given them in every pack"
+        given = self.layers.own(batch.given).unflatten(-1, (-1, self.config.given_channels))
+        return torch.cat([tokens.unflatten(-1, (-1, self.config.latent_channels)), given], dim=-1).flatten(1)
 
 
 class Head(nn.Module):
@@ -136,7 +150,8 @@ class DiT(nn.Module):
         self.config = config
         self.layers = layers
         self.embed = Embedder(config, layers) if part.start == 0 else None
-        self.recompute = {str(i): BlockRecompute.of(recompute, i, config.layers) for i in part}
+        offload = Offload(layers.copies)
+        self.recompute = {str(i): BlockRecompute.of(recompute, i, config.layers, offload) for i in part}
         self.blocks = nn.ModuleDict({i: Block(config, layers, share) for i, share in self.recompute.items()})
         self.head = Head(config, layers) if part.stop == config.layers else None
 
@@ -158,19 +173,20 @@ class DiT(nn.Module):
     def run_blocks(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """[n, D] -> [n, D] through the blocks held here."""
         for number, block in self.blocks.items():
-            x = self.recompute[number].run(WHOLE, partial(block, cond=cond), x)
+            # a partial would bind compiled code to this pack's bounds on the host, and a new pack would compile anew
+            x = self.recompute[number].run(WHOLE, lambda x, block=block: block(x, cond), x)  # type: ignore[misc]
         return x
 
     def conditioning(self, hidden: Hidden) -> Conditioning:
         """What every block is told, from what the stages hand on."""
         layers, dtype = self.layers, hidden.x.dtype
-        index = PackIndex.of(hidden.facts, hidden.text.shape[0])
+        facts = hidden.facts
+        index = PackIndex.of(facts)
         return Conditioning(
             time=hidden.time,
             modulation=hidden.modulation,
             text=hidden.text,
             rotary=rotary_table(layers.attended(index.position), self.config.head_dim, dtype),
-            rows=Rows(layers.own(index.row), hidden.time.shape[0], dtype),
-            video=index.video,
-            captions=index.text,
+            rows=Rows.of(layers.own(index.row), hidden.time.shape[0], dtype),
+            attention=layers.plan_attention(facts.video, facts.text, facts.given.shape[0]),
         )

@@ -25,6 +25,9 @@ def initial_value(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "modulation_table":
         return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+    if ".lora." in name:  # adapters begin as nothing: A as in PEFT (Kaiming uniform with a = sqrt(5)), B at zero
+        bound = shape[1] ** -0.5
+        return torch.zeros(shape) if leaf == "B" else torch.empty(shape).uniform_(-bound, bound, generator=generator)
     if "norm" in name:
         return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
     if leaf == "bias" or name.startswith("head.") or ".modulation." in name and name.startswith("blocks."):

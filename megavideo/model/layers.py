@@ -11,12 +11,30 @@ hold alike but each applies only to its share has a partial gradient on each, wh
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from megavideo.model.attention import Segments, attend_varlen
+from megavideo.device.copies import DeviceCopies
+from megavideo.device.cpu_copies import CpuCopies
+from megavideo.model.attention.cpu_flash import CPU_FLASH
+from megavideo.model.attention.operator import Attention
+from megavideo.model.attention.segments import Segments
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Who attends to whom in one pack; made once for all blocks, by `Layers.plan_attention`, and given back to them.
+
+    `video` has the segments among which a kernel call attends itself, `queries` those of the attended tokens, which
+    attend to `text`.
+    """
+
+    video: Segments
+    queries: Segments
+    text: Segments
 
 
 class Layers(Protocol):
@@ -26,12 +44,15 @@ class Layers(Protocol):
     are stacked in the output (3 for a fused QKV), each of which is split by itself.
     """
 
+    copies: DeviceCopies
+    """Brings to host memory and back what a model keeps there for its backward pass."""
+
     def column(self, in_dim: int, out_dim: int, *, blocks: int = 1) -> nn.Module:
         """Linear layer with bias: own tokens [n, in_dim] -> attended tokens [m, out_dim / tp]."""
         ...
 
     def column_of_whole(self, in_dim: int, out_dim: int, *, blocks: int = 1) -> nn.Module:
-        """Column layer with bias on what every rank holds whole and passed through `over_heads`, as the text."""
+        """Column layer with bias on what all tp ranks hold alike and passed through `over_heads`, as the text."""
         ...
 
     def row(self, in_dim: int, out_dim: int) -> nn.Module:
@@ -66,6 +87,14 @@ class Layers(Protocol):
         """Whole pack [N, ...] to this rank's attended tokens [m, ...]."""
         ...
 
+    def own_text(self, text: torch.Tensor) -> torch.Tensor:
+        """The whole text [M, ...] to this rank's share of it [l, ...]; shares past the end hold zeros."""
+        ...
+
+    def plan_attention(self, video: Segments, text: Segments, num_tokens: int) -> AttentionPlan:
+        """The plan of a pack of `num_tokens` with the segments `video`, each of which attends to one of `text`."""
+        ...
+
     def over_tokens(self, shared: torch.Tensor) -> torch.Tensor:
         """The same tensor; its gradient is summed over the ranks among which own tokens are shared out."""
         ...
@@ -75,15 +104,15 @@ class Layers(Protocol):
         ...
 
     def attend_self(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
     ) -> torch.Tensor:
         """Attention within the segments of the whole pack, of which each holds its attended tokens: [m, A, h]."""
         ...
 
     def attend_text(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, text: Segments
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
     ) -> torch.Tensor:
-        """Attention of attended tokens [m, A, h] to the whole text [M, A, h] of their segment."""
+        """Attention of attended tokens [m, A, h] to the text of their segment, of which each holds some: [l, A, h]."""
         ...
 
     def precision(self) -> AbstractContextManager[None]:
@@ -92,7 +121,11 @@ class Layers(Protocol):
 
 
 class LocalLayers:
-    """Plain torch layers of one process."""
+    """Plain torch layers of one process, with the attention and the copies that its device has."""
+
+    def __init__(self, attention: Attention = CPU_FLASH, *, copies: DeviceCopies | None = None) -> None:
+        self.attention = attention
+        self.copies = CpuCopies() if copies is None else copies
 
     def column(self, in_dim: int, out_dim: int, *, blocks: int = 1) -> nn.Module:
         """Linear layer; `blocks` changes nothing where nothing is split."""
@@ -136,6 +169,15 @@ class LocalLayers:
         """The pack itself."""
         return tokens
 
+    def own_text(self, text: torch.Tensor) -> torch.Tensor:
+        """The text itself."""
+        return text
+
+    def plan_attention(self, video: Segments, text: Segments, num_tokens: int) -> AttentionPlan:
+        """The pack's own segments."""
+        del num_tokens
+        return AttentionPlan(video, video, text)
+
     def over_tokens(self, shared: torch.Tensor) -> torch.Tensor:
         """The tensor itself."""
         return shared
@@ -145,16 +187,16 @@ class LocalLayers:
         return shared
 
     def attend_self(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
     ) -> torch.Tensor:
-        """Attention by the local varlen kernel."""
-        return attend_varlen(query, key, value, segments, segments)[0]
+        """Attention by the local kernel."""
+        return self.attention(query, key, value, plan.video, plan.video)[0]
 
     def attend_text(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, text: Segments
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
     ) -> torch.Tensor:
-        """Attention by the local varlen kernel."""
-        return attend_varlen(query, key, value, segments, text)[0]
+        """Attention by the local kernel."""
+        return self.attention(query, key, value, plan.queries, plan.text)[0]
 
     def precision(self) -> AbstractContextManager[None]:
         """Nothing: the weights' own precision."""

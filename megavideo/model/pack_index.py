@@ -6,8 +6,21 @@ from dataclasses import dataclass
 
 import torch
 
-from megavideo.model.attention import Segments
+from megavideo.model.attention.segments import Segments
 from megavideo.types import PackedBatch
+
+
+@dataclass(frozen=True)
+class PackBounds:
+    """Where the segments of a pack's video and text tokens begin and end, on the host."""
+
+    video: tuple[int, ...]
+    text: tuple[int, ...]
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> PackBounds:
+        """Bounds of `batch`."""
+        return cls(batch.bounds, batch.text_bounds)
 
 
 @dataclass(frozen=True)
@@ -15,17 +28,30 @@ class PackFacts:
     """What a pack's indices follow from: small tensors, without gradient, that pipeline stages hand on.
 
     cu_seqlens [K+1]; cu_seqlens_text [K+1]; grid [K, 3]; given [N], uint8, set where a token is given (clean).
+    `bounds` is what of it is on the host, which each stage knows by itself.
     """
 
     cu_seqlens: torch.Tensor
     cu_seqlens_text: torch.Tensor
     grid: torch.Tensor
     given: torch.Tensor
+    bounds: PackBounds
 
     @classmethod
     def of(cls, batch: PackedBatch) -> PackFacts:
         """Facts of `batch`."""
-        return cls(batch.cu_seqlens, batch.cu_seqlens_text, batch.grid, batch.condition_mask.to(torch.uint8))
+        given = batch.condition_mask.to(torch.uint8)
+        return cls(batch.cu_seqlens, batch.cu_seqlens_text, batch.grid, given, PackBounds.of(batch))
+
+    @property
+    def video(self) -> Segments:
+        """The segments of the video tokens."""
+        return Segments(self.cu_seqlens, self.bounds.video)
+
+    @property
+    def text(self) -> Segments:
+        """The segments of the text tokens."""
+        return Segments(self.cu_seqlens_text, self.bounds.text)
 
 
 @dataclass(frozen=True)
@@ -34,18 +60,16 @@ class PackIndex:
 
     segment [N]: the token's segment (the last one for padding); position [N, 3]: its place (t, y, x) in the segment's
     grid; place [N, 3]: the same in 0..1, relative to the grid; row [N]: its row of the conditioning table, `segment`,
-    or `K + segment` where the token is given (clean); `video` and `text` delimit the segments of the two packed axes.
+    or `K + segment` where the token is given (clean).
     """
 
     segment: torch.Tensor
     position: torch.Tensor
     place: torch.Tensor
     row: torch.Tensor
-    video: Segments
-    text: Segments
 
     @classmethod
-    def of(cls, facts: PackFacts, num_text_tokens: int) -> PackIndex:
+    def of(cls, facts: PackFacts) -> PackIndex:
         """Indices on the facts' device, without waiting for it."""
         num_tokens, num_segments = facts.given.shape[0], facts.grid.shape[0]
         token = torch.arange(num_tokens, device=facts.given.device)
@@ -62,6 +86,4 @@ class PackIndex:
             position=position,
             place=position / (grid - 1).clamp(min=1),
             row=row,
-            video=Segments.of(facts.cu_seqlens, num_tokens),
-            text=Segments.of(facts.cu_seqlens_text, num_text_tokens),
         )

@@ -17,23 +17,30 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from megavideo.config.schema.train import RecomputeConfig
+from megavideo.model.offload import Offload
 
 WHOLE = "block"
 
 
 @dataclass(frozen=True)
 class BlockRecompute:
-    """What one block computes again: `names` holds parts of it, or `WHOLE`; with `offload` inputs wait on the host."""
+    """What one block computes again: `names` holds parts of it, or `WHOLE`. Their inputs wait in `offload`, if any."""
 
     names: frozenset[str] = frozenset()
-    offload: bool = False
+    offload: Offload | None = None
 
     @classmethod
-    def of(cls, config: RecomputeConfig | None, number: int, layers: int) -> BlockRecompute:
-        """The share of block `number` (counted over the whole model, whichever stage holds it) of `layers` blocks."""
+    def of(
+        cls, config: RecomputeConfig | None, number: int, layers: int, offload: Offload | None = None
+    ) -> BlockRecompute:
+        """The share of block `number` (counted over the whole model, whichever stage holds it) of `layers` blocks.
+
+        `offload` is the model's, and taken where `config` asks for one.
+        """
+        assert offload is not None or config is None or not config.offload, "inputs have no place to wait in"
         if config is None or config.kind == "none" or not _is_chosen(number, config.layers, layers):
             return KEEP_ALL
-        return cls(frozenset((WHOLE,) if config.kind == "full" else config.parts), config.offload)
+        return cls(frozenset((WHOLE,) if config.kind == "full" else config.parts), offload if config.offload else None)
 
     def run(self, name: str, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """function(x); under one of `names`, x alone is kept, and the function runs again in the backward pass.
@@ -43,7 +50,7 @@ class BlockRecompute:
         """
         if name not in self.names or not torch.is_grad_enabled():
             return function(x)
-        place: AbstractContextManager[object] = offloaded() if self.offload else nullcontext()
+        place: AbstractContextManager[object] = nullcontext() if self.offload is None else self.offload.context()
         with place:
             # blocks draw nothing at random, so there is no generator's state to keep
             out: torch.Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
@@ -58,25 +65,6 @@ def _is_chosen(number: int, count: int | None, layers: int) -> bool:
     return count is None or number * count % layers < count
 
 
-def offloaded() -> saved_tensors_hooks:
-    """Tensors kept for the backward pass inside this context wait in host memory (pinned, for those of a GPU).
-
-    Copies run in order with the device's other work and never make the host wait. A tensor on a CPU is copied too.
-    """
-    return saved_tensors_hooks(_to_host, _to_device)
-
-
-def _to_host(tensor: torch.Tensor) -> tuple[torch.device, torch.Tensor]:
-    host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
-    host.copy_(tensor.detach(), non_blocking=True)
-    return tensor.device, host
-
-
-def _to_device(kept: tuple[torch.device, torch.Tensor]) -> torch.Tensor:
-    device, host = kept
-    return host.to(device, non_blocking=True)
-
-
 class SavedTensors:
     """Counts, as a context around a forward pass, what autograd keeps on the device for the backward pass.
 
@@ -85,7 +73,7 @@ class SavedTensors:
     """
 
     def __init__(self, parameters: Iterable[torch.Tensor] = ()) -> None:
-        self._known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self._known = {_storage(parameter) for parameter in parameters}
         self._kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
         self._hooks = saved_tensors_hooks(self._keep, lambda kept: kept.tensor)
 
@@ -101,14 +89,18 @@ class SavedTensors:
     @property
     def num_bytes(self) -> int:
         """Bytes kept now: the peak right after the forward pass, and nothing after the backward pass."""
-        storages = [kept.tensor.untyped_storage() for kept in self._kept]
-        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        return sum(size for place, size in sizes.items() if place not in self._known)
+        sizes = {_storage(kept.tensor): kept.tensor.untyped_storage().nbytes() for kept in self._kept}
+        return sum(size for storage, size in sizes.items() if storage not in self._known)
 
     def _keep(self, tensor: torch.Tensor) -> _Kept:
         kept = _Kept(tensor)
         self._kept.add(kept)
         return kept
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """What tells a storage from others while it lives, on the meta device too, where none has an address."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class _Kept:

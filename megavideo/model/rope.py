@@ -51,5 +51,10 @@ def rotate(heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 def _turn(heads: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     real = torch.float64 if table.dtype == torch.complex128 else torch.float32
-    pairs = torch.view_as_complex(heads.to(real).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table[:, None]).flatten(-2).to(heads.dtype)
+    pairs = torch.view_as_complex(_cast(heads, real).unflatten(-1, (-1, 2)))
+    return _cast(torch.view_as_real(pairs * table[:, None]).flatten(-2), heads.dtype)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # where a Function ends in a cast that changes nothing, compiled code (torch 2.11) gives its input no gradient
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

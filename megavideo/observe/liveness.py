@@ -64,13 +64,14 @@ def _restarted(faults: Sequence[Row], age: float, now: float) -> float | None:
 def _ending(faults: Sequence[Row], step: int, oldest: float, now: float) -> str | None:
     """Why the run came to its end, if the last fault says so and is no older than `oldest` seconds."""
     last = faults[-1] if faults else None
-    if last is None or last.get("kind") not in _ENDING or last["step"] < step:
+    kind = None if last is None else str(last.get("kind"))
+    if last is None or kind not in _ENDING or last["step"] < step:
         return None
     age = fault_age(last, now)
     if age is not None and age > oldest:
         return None  # it has gone on since, from a checkpoint before that step
-    reason = last.get("reason") or _ENDING[last["kind"]]
-    if last["kind"] == "hang" and "rank" in last:
+    reason = last.get("reason") or _ENDING[kind]
+    if kind == "hang" and "rank" in last:
         doing = f": {last['doing']}" if last.get("doing") else ""
         reason = f"rank {last['rank']} hung{doing}"
     return f"{reason}, at step {last['step']:,}"

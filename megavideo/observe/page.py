@@ -6,6 +6,8 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+from megavideo.border.secrets import Secrets
+
 _FRAME = "megavideo.observe"
 
 
@@ -17,10 +19,17 @@ def data_uri(kind: str, data: bytes) -> str:
 def render(template: str, values: Mapping[str, Any], package: str = _FRAME) -> str:
     """The HTML of a file in the folder `templates` of `package`, which extends `page.html.j2` of this one.
 
-    Values are escaped, but for what a template marks as safe. A name of the template that is missing in `values` is an
-    error.
+    Values are shown without secrets, and escaped, but for what a template marks as safe. A name of the template that is
+    missing in `values` is an error.
     """
     import jinja2
+
+    secrets = Secrets.of_process()
+
+    def shown(value: Any) -> Any:
+        """A picture in the page and what a template made are not looked through."""
+        whole = isinstance(value, str) and not hasattr(value, "__html__") and not value.startswith("data:")
+        return secrets.hide(value) if whole else value
 
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in dict.fromkeys((package, _FRAME))]),
@@ -28,5 +37,6 @@ def render(template: str, values: Mapping[str, Any], package: str = _FRAME) -> s
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=shown,
     )
     return environment.get_template(template).render(values)

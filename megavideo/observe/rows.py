@@ -10,16 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from megavideo.border.files import open_file, read_lines
+from megavideo.border.json_text import parse_json
+from megavideo.border.secrets import Secrets
 from megavideo.errors import DataError
 
 Row = dict[str, Any]
 
 _log = logging.getLogger(__name__)
+_MOST_STEPS = 10**15
 
 
 def row_line(row: Mapping[str, Any]) -> str:
-    """The line of `row`, with its end. Non-finite numbers become null, which every JSON reader takes."""
-    return json.dumps({name: _finite(value) for name, value in row.items()}, allow_nan=False) + "\n"
+    """The line of `row`, with its end and without secrets.
+
+    Non-finite numbers become null, which every JSON reader takes.
+    """
+    values = {name: _finite(value) for name, value in row.items()}
+    return json.dumps(Secrets.of_process().hide_all(values), allow_nan=False) + "\n"
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -99,8 +107,8 @@ def drop_rows(path: Path, keep: Callable[[int, Row], bool]) -> None:
 
 def parse_row(line: bytes) -> Row:
     """The row of a line. Raises ValueError where it is no JSON object with a whole-numbered step."""
-    row = json.loads(line.decode("utf-8", errors="replace"))
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    row = parse_json(line.decode("utf-8", errors="replace"))
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] <= _MOST_STEPS:
         raise ValueError("no object with a whole-numbered step")
     return row
 
@@ -117,8 +125,8 @@ def _is_clean(path: Path, keep: Callable[[int, Row], bool]) -> bool:
 
 def _lines(path: Path, damaged: list[str] | None = None) -> Iterator[tuple[bytes, Row]]:
     """Lines and their rows; what is wrong with a damaged line goes to `damaged`, or where that is None is raised."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with open_file(path) as file:
+        for number, line in enumerate(read_lines(file), start=1):
             if line == b"\n":
                 continue
             try:

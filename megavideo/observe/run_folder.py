@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megavideo.border.secrets import Secrets
 from megavideo.errors import DataError
 from megavideo.observe.whole_file import write_file
 
@@ -120,7 +121,7 @@ def code_version(command: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _package_version(name) for name in _REPORTED_PACKAGES},
         "platform": platform.platform(),
-        "command": list(command),
+        "command": Secrets.of_process().hide_all(command),
     }
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from megavideo.border.files import open_file, read_file, read_lines
+from megavideo.border.refused import Refused
+from megavideo.border.yaml_text import parse_yaml
 from megavideo.observe.rows import Row, parse_row
 
 _BLOCK_BYTES = 1 << 16
@@ -38,11 +39,11 @@ class DamageCounter:
 def iterate_rows(path: Path, counter: DamageCounter) -> Iterator[Row]:
     """Yield the rows that can be read, one at a time; damaged lines are counted, a torn last one is not."""
     try:
-        with path.open("rb") as file:
-            yield from _parse(file, counter)
+        with open_file(path) as file:
+            yield from _parse(read_lines(file), counter)
     except FileNotFoundError:
         return
-    except OSError:
+    except (OSError, Refused):
         counter.lines += 1
 
 
@@ -53,7 +54,7 @@ def last_rows(path: Path, count: int) -> Salvage:
         data = _tail(path, count)
     except FileNotFoundError:
         return Salvage([], 0)
-    except OSError:
+    except (OSError, Refused):
         return Salvage([], 1)
     rows = list(_parse(data.splitlines(keepends=True), counter))
     return Salvage(rows[-count:], counter.lines)
@@ -62,8 +63,8 @@ def last_rows(path: Path, count: int) -> Salvage:
 def read_settings(path: Path) -> Mapping[str, Any] | None:
     """The settings of a run's config.yaml; None where they are missing or damaged."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = parse_yaml(read_file(path))
+    except (OSError, Refused):
         return None
     return values if isinstance(values, dict) else None
 
@@ -82,7 +83,7 @@ def _parse(lines: Any, counter: DamageCounter) -> Iterator[Row]:
 
 def _tail(path: Path, count: int) -> bytes:
     """The end of the file, from the beginning of a line, with `count` whole lines or all there are."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         end = file.seek(0, 2)
         start, data = end, b""
         while start > 0 and data.count(b"\n") <= count + 1:

@@ -14,6 +14,7 @@ from typing import Any
 
 from megavideo.errors import DataError
 from megavideo.observe.liveness import State, fault_age, state_of
+from megavideo.observe.owner import OwnerStatus, owners_of
 from megavideo.observe.progress import eta_seconds
 from megavideo.observe.rows import Row
 from megavideo.observe.run_folder import RunFolder, folder_content
@@ -78,7 +79,8 @@ class FaultStatus:
 class RunStatus:
     """How one run stands. `note` says why it is in `state`, and `damaged` what could not be read.
 
-    `faults` counts rows of faults.jsonl by kind. Ages and times are in seconds. What is not known is None.
+    `faults` counts rows of faults.jsonl by kind, and `owner` is the start that holds the folder. Ages and times are in
+    seconds. What is not known is None.
     """
 
     run: str
@@ -97,6 +99,7 @@ class RunStatus:
     validation: ValidationStatus | None = None
     faults: dict[str, int] = field(default_factory=dict)
     last_fault: FaultStatus | None = None
+    owner: OwnerStatus | None = None
     damaged: tuple[str, ...] = ()
 
     @property
@@ -120,7 +123,7 @@ def find_runs(places: Sequence[str]) -> list[Path]:
         place = Path(text)
         children = folder_content(place)
         inside = sorted(child for child in children if _is_run(child))
-        if not _is_run(place) and not inside and children:
+        if not _is_run(place) and not inside and any(not child.name.startswith(".") for child in children):
             raise DataError(f"{text}: neither a run folder nor a folder of them. Remedy: name what `output` and `name` "
                             "of the run lead to, as runs/small")  # fmt: skip
         found += [place] if _is_run(place) or not inside else inside
@@ -169,6 +172,7 @@ def read_status(root: Path, window: int, now: float | None = None) -> RunStatus:
         _validation(validations),
         dict(Counter(str(row.get("kind")) for row in faults.rows)),
         _fault(faults.rows[-1], now) if faults.rows else None,
+        next(iter(owners_of(root, now)), None),
         _damage(folder, settings, metrics, faults, stage_rows, validations),
     )
 

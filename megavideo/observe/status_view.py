@@ -91,6 +91,8 @@ def facts_of(run: RunStatus, bar: bool = True) -> list[tuple[str, str]]:
         facts += _speed_facts(run)
     facts.append(("checkpoint", _checkpoint(run)))
     facts.append(("faults", _faults(run)))
+    if run.owner is not None:
+        facts.append(("owner", str(run.owner)))
     facts += [("damaged", line) for line in run.damaged]
     return facts
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megavideo.border.secrets import without_secrets
 from megavideo.errors import ConfigError
 from megavideo.observe.metrics import numeric_values
 
@@ -54,7 +55,7 @@ class TensorBoardSink:
     def write_stage(self, step: int, text: str) -> None:
         """Take what a stage that begins with `step` is called and is made of."""
         with self._writing() as writer:
-            writer.add_text("stage", text, global_step=step)
+            writer.add_text("stage", without_secrets(text), global_step=step)
             writer.flush()
 
     def rewind(self, step: int) -> None:

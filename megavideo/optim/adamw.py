@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from megavideo.optim.average import update_average
+from megavideo.parallel.engines.engine import Engine
+
 EMA = "ema"
 
 
 class AdamWWithEma(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) with `ema = lerp(ema, weight, 1 - decay)` after each step.
+    """AdamW (Loshchilov and Hutter 2019) with `ema = lerp(ema, weight, 1 - decay)` after each step (`update_average`).
 
     `ema_decay` None keeps no average. The decay is warmed up as min(decay, (1 + n) / (10 + n)) at update n, so that
     a short run's average is not its start. Non-finite gradients leave every state as it was.
@@ -32,21 +35,27 @@ class AdamWWithEma(torch.optim.AdamW):
             for parameter in self._parameters():
                 if parameter.grad is not None and EMA not in self.state[parameter]:
                     self._begin(parameter)
-        result = super().step(closure)
+        self._update()
         if self._ema_decay is not None:
             for parameter in self._parameters():
                 state = self.state.get(parameter)
                 if parameter.grad is not None and state:
                     updates = float(state["step"])
                     decay = min(self._ema_decay, (1.0 + updates) / (10.0 + updates))
-                    state[EMA].lerp_(parameter, 1.0 - decay)
-        return result
+                    update_average(state[EMA], parameter, 1.0 - decay, int(updates))
+        return None
+
+    def attach(self, engine: Engine) -> None:
+        """Nothing: AdamW updates element by element, however they are laid out."""
 
     def create_state(self, parameters: Sequence[torch.Tensor]) -> None:
         """Make the states of parameters at once, at zero steps, so that a checkpoint can be read into them."""
         for parameter in parameters:
             if not self.state[parameter]:
                 self._begin(parameter)
+
+    def _update(self) -> None:
+        super().step()
 
     def _begin(self, parameter: torch.Tensor) -> None:
         state = self.state[parameter]

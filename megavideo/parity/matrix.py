@@ -41,8 +41,21 @@ zero0 dp2-zero1 dp2-zero2 dp2-zero3 tp2 tp2-sp cp2-ring cp2-ulysses cp3-ring cp4
 cp4-2d-pp2 tp2-sp-pp2-dp2-zero1 tp2-sp-cp2-ring-pp2-dualpipev-zero1
 """
 
+_ADAPTERS = """
+zero0 zero1 dp2-zero0 dp2-zero1 dp2-zero2 dp2-zero3 dp2-zero1-offload tp2 tp3 tp2-sp tp3-sp tp2-sp-dp2-zero1
+tp2-sp-dp2-zero3 tp2-dp2-zero3 cp2-ring cp2-ulysses cp4-2d cp2-ring-zero3 pp2 pp4 pp2-dp2-zero1 pp2-dualpipev tp2-pp2
+tp2-sp-pp2 tp2-sp-pp2-dualpipev tp2-cp2-ring tp2-sp-cp2-ulysses tp2-cp2-ring-zero3 tp2-sp-cp2-ring-pp2-zero1
+"""
+
+_MUON = """
+zero0 dp2-zero0 dp2-zero1 dp2-zero2 dp2-zero3 dp4-zero1 tp2 tp3-sp tp2-sp-dp2-zero1 tp2-sp-dp2-zero2 tp2-dp2-zero3
+cp2-ulysses-dp2-zero1 cp2-ring-zero3 pp2 pp2-dualpipev-dp2-zero1 tp2-sp-pp2-dp2-zero1 tp2-sp-cp2-ring-pp2-zero0
+tp2-sp-cp2-ring-pp2-dualpipev-zero1
+"""
+
 # images have no differences between frames, which the further terms must bear too
 _WITH_TERMS = ParitySpec(loss_terms=("temporal_consistency", "motion_smoothness", "perceptual"))
+_WITH_CHANNELS = ParitySpec(given_channels=8)
 
 FULL = (
     Batch("fp32", ParitySpec(), tuple(_FP32.split())),
@@ -64,12 +77,28 @@ FULL = (
         ParitySpec(recompute=RecomputeConfig(kind="selective", parts=("self_attention", "ffn"), layers=2)),
         ("tp2-sp-cp2-ring", "pp2-dp2-zero1", "dp2-zero3"),
     ),
+    Batch("adapters", ParitySpec(lora=3), tuple(_ADAPTERS.split())),
+    Batch("adapters, bf16", ParitySpec(lora=3, precision="bf16"), ("dp2-zero3", "tp2-sp-cp2-ring-pp2-zero1")),
+    Batch("adapters, adaln_zero", ParitySpec(lora=3, heads=6, modulation="adaln_zero"), ("tp2-sp", "cp2-ring-zero3")),
+    Batch(
+        "adapters, recompute",
+        ParitySpec(lora=3, recompute=RecomputeConfig(kind="full", offload=True)),
+        ("tp2-sp-cp2-ring", "cp2-ulysses-zero3", "pp2-dualpipev"),
+    ),
     Batch("loss terms", _WITH_TERMS, tuple(_TERMS.split())),
     Batch("loss terms, images", replace(_WITH_TERMS, pack="images"), ("cp2-ring", "tp2-sp-pp2")),
     Batch(
         "loss terms, bf16",
         replace(_WITH_TERMS, precision="bf16"),
         ("dp2-zero1", "tp2-sp-cp2-ring-zero1", "pp2-zero1"),
+    ),
+    Batch("given channels", _WITH_CHANNELS, ("dp2-zero3", "tp2-sp-cp2-ring-pp2-zero1", "cp2-ulysses-pp2-dualpipev")),
+    Batch("muon", ParitySpec(optimizer="muon"), tuple(_MUON.split())),
+    Batch("muon, bf16", ParitySpec(optimizer="muon", precision="bf16"), ("dp2-zero1", "dp2-zero3", "tp2-sp-zero1")),
+    Batch(
+        "muon, adaln_zero",
+        ParitySpec(optimizer="muon", modulation="adaln_zero"),
+        ("tp2-sp-dp2-zero1", "dp2-zero3", "pp2-dp2-zero1"),
     ),
 )
 
@@ -82,15 +111,23 @@ FAST = (
         "fp32",
         _SHORT,
         (
-            "dp2-zero1", "dp2-zero2-offload", "dp2-zero3", "tp2", "tp3-sp", "cp2-ulysses", "cp3-ring", "cp4-ring",
-            "cp4-2d", "pp2-dp2-zero1", "pp2-dualpipev", "tp2-sp-dp2-zero1", "cp2-ring-zero3", "tp2-sp-pp2",
-            "tp2-cp2-ring-zero3", "tp2-sp-cp2-ring-pp2-zero1",
+            "dp2-zero1", "dp2-zero2-offload", "tp2", "cp2-ulysses", "cp3-ring", "cp4-2d", "pp2-dp2-zero1",
+            "pp2-dualpipev", "cp2-ring-zero3", "tp2-sp-cp2-ring-pp2-zero1",
         ),
     ),
-    Batch("bf16", replace(_SHORT, precision="bf16"), ("tp2-sp-cp2-ring-zero1", "dp2-zero3")),
-    Batch("six heads, adaln_zero", replace(_SHORT, heads=6, modulation="adaln_zero"), ("cp4-ring", "tp2-sp-pp2")),
+    Batch("bf16", replace(_SHORT, precision="bf16"), ("tp2-sp-cp2-ring-zero1",)),
+    Batch("six heads, adaln_zero", replace(_SHORT, heads=6, modulation="adaln_zero"), ("tp2-sp-pp2",)),
+    Batch(
+        "adapters", replace(_SHORT, lora=3, heads=6, num_layers=2, steps=2),
+        ("tp2", "tp2-sp-pp2", "cp2-ring-zero3"),
+    ),
     Batch(
         "loss terms", replace(_WITH_TERMS, steps=2, packs_per_step=4),
-        ("dp2-zero3", "tp2-sp", "cp2-ulysses", "cp4-2d", "cp2-ring-pp2"),
+        ("dp2-zero3", "cp2-ring-pp2"),
+    ),
+    Batch("given channels", replace(_WITH_CHANNELS, steps=2, packs_per_step=4), ("tp2-sp", "cp2-ring", "pp2")),
+    Batch(
+        "muon, adaln_zero", replace(_SHORT, optimizer="muon", modulation="adaln_zero", num_layers=2, packs_per_step=2),
+        ("dp2-zero3", "tp2-sp-dp2-zero1", "pp2"),
     ),
 )  # fmt: skip

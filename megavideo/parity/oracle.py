@@ -12,13 +12,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from megavideo.config.schema.train import RecomputeConfig
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
 from megavideo.optim.build import build_optimizer
 from megavideo.optim.schedule import learning_rate
+from megavideo.parallel.adapters.adapt import adapted
 from megavideo.parallel.layers.sharding import WHOLE
-from megavideo.parallel.parallelize import fill_weights
-from megavideo.parity.packs import start_value, step_input, step_windows
+from megavideo.parity.packs import fill_whole, step_input, step_windows
 from megavideo.parity.plain_terms import plain_terms
 from megavideo.parity.record import Piece, Record
 from megavideo.parity.spec import ParitySpec
@@ -31,9 +32,8 @@ def run_oracle(spec: ParitySpec) -> Record:
     In bf16 the model computes in bf16 from weights that are kept, with their gradients, in fp32.
     """
     dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-    master = DiT(spec.model, LocalLayers())
-    fill_weights(master, lambda name, shape: start_value(spec, name, shape))
-    model = master if dtype == torch.float32 else DiT(spec.model, LocalLayers()).to(dtype)
+    master = whole_model(spec)
+    model = master if dtype == torch.float32 else whole_model(spec).to(dtype)
     optimizer = build_optimizer(master, spec.optim)
     losses, terms, norms, pieces = [], [], [], []
     for step in range(spec.steps):
@@ -49,10 +49,18 @@ def run_oracle(spec: ParitySpec) -> Record:
             group["lr"] = learning_rate(spec.optim, step, spec.steps)
         optimizer.step()
         optimizer.zero_grad()
-    for name, parameter in master.named_parameters():
+    for name, parameter in ((name, p) for name, p in master.named_parameters() if p.requires_grad):
         pieces.append(_piece("weight", spec.steps, name, parameter))
         pieces.append(_piece("ema", spec.steps, name, optimizer.state[parameter]["ema"]))
     return Record(tuple(losses), tuple(norms), tuple(pieces), tuple(terms))
+
+
+def whole_model(spec: ParitySpec, recompute: RecomputeConfig | None = None) -> DiT:
+    """The model of one process, with its adapters where the spec has any, at the start weights."""
+    build = adapted(lambda layers, part: DiT(spec.model, layers, part=part, recompute=recompute), spec.adapters)
+    model = build(LocalLayers(), range(spec.num_layers))
+    fill_whole(spec, model)
+    return model
 
 
 def _accumulate(spec: ParitySpec, step: int, master: nn.Module, model: nn.Module) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from megavideo.data.plan.packing import PackLimits
 from megavideo.data.stream.batch import assemble
@@ -29,7 +30,7 @@ def step_input(spec: ParitySpec, step: int, dp_rank: int, dp: int) -> StepInput:
     return StepInput(
         step=step,
         batches=tuple(_batch(spec, segments, windows) for segments in mine),
-        loss_tokens=num_loss_tokens(packs, spec.diffusion, spec.seed),
+        loss_tokens=num_loss_tokens(packs, spec.diffusion, spec.seed, spec.model),
         tokens=sum(s.grid.num_tokens for pack in packs for s in pack),
         segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for pack in packs for s in pack),
     )
@@ -38,7 +39,7 @@ def step_input(spec: ParitySpec, step: int, dp_rank: int, dp: int) -> StepInput:
 def step_windows(spec: ParitySpec, step: int) -> Windows:
     """What the perceptual term decodes of a step."""
     packs = _packs(spec, step)
-    loss_tokens = num_loss_tokens(packs, spec.diffusion, spec.seed)
+    loss_tokens = num_loss_tokens(packs, spec.diffusion, spec.seed, spec.model)
     return choose_windows(packs, spec.diffusion, spec.model.patch[0], spec.seed, loss_tokens)
 
 
@@ -58,7 +59,8 @@ def _batch(spec: ParitySpec, segments: Sequence[PackSegment], windows: Windows) 
     limits = PackLimits(spec.tokens, most * _TEXT_TOKENS, most)
     samples = [_sample(spec, segment) for segment in segments]
     pack = assemble(segments, samples, spec.model.patch, limits)
-    return noise_pack(pack, segments, spec.diffusion, build_objective(spec.diffusion), spec.seed, windows)
+    objective = build_objective(spec.diffusion)
+    return noise_pack(pack, segments, spec.diffusion, objective, spec.seed, windows, spec.model)
 
 
 def _sample(spec: ParitySpec, segment: PackSegment) -> LatentSample:
@@ -79,3 +81,10 @@ def start_value(spec: ParitySpec, name: str, shape: torch.Size) -> torch.Tensor:
 
     noise = torch.randn(shape, generator=parameter_generator(spec.seed, f"parity/{name}"))
     return initial_value(name, shape, spec.seed) + 0.1 * noise / max(1.0, shape[-1] ** 0.5)
+
+
+@torch.no_grad()
+def fill_whole(spec: ParitySpec, model: nn.Module) -> None:
+    """Fill a model whose parameters are whole, without the code that makes the parameters of a layout."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(start_value(spec, name, parameter.shape))

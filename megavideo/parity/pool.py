@@ -20,6 +20,7 @@ from megavideo.errors import MegavideoError
 from megavideo.parallel.counting import counting_process_group
 from megavideo.parallel.processes.distributed import free_port, leave, process_group
 from megavideo.parallel.processes.forked import become_rank
+from megavideo.parallel.stand_in.late_group import late_process_group
 from megavideo.parity.record import Record
 from megavideo.parity.spec import ParitySpec
 
@@ -48,8 +49,10 @@ class Pool:
         """The accounts of a layout's processes. Raises RanksFailed where one fails, or they take too long.
 
         `inside` is the dotted name of a context manager in which each process runs, by which tests disturb it.
-        With `count_bytes` its groups count what it sends in its steps (`Record.sent_bytes`).
+        With `count_bytes` its groups count what it sends in its steps (`Record.sent_bytes`), on a spec that is not
+        like a GPU: there its groups are late ones.
         """
+        assert not (count_bytes and spec.device_like == "gpu"), "a group counts, or is late"
         with tempfile.TemporaryDirectory(prefix="megavideo-parity-") as folder:
             place, port = Path(folder), free_port()
             processes = [
@@ -147,6 +150,8 @@ def _run(spec: ParitySpec, layout: str, inside: str, count_bytes: bool) -> Recor
         counter = None
         if count_bytes:
             launch, counter = stack.enter_context(counting_process_group())
+        elif spec.device_like == "gpu":
+            launch = stack.enter_context(late_process_group())
         else:
             launch = stack.enter_context(process_group())
         if inside:

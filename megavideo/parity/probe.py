@@ -11,8 +11,7 @@ from megavideo.errors import ConfigError
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
 from megavideo.parallel.fp8_probe import ProbeReport, fp8_probe
-from megavideo.parallel.parallelize import fill_weights
-from megavideo.parity.packs import start_value, step_input
+from megavideo.parity.packs import fill_whole, step_input
 from megavideo.parity.spec import ParitySpec, check_pack
 
 
@@ -29,7 +28,7 @@ def probe_fp8(spec: ParitySpec, layouts: Sequence[str]) -> ProbeReport:
 
     def build() -> DiT:
         model = DiT(spec.model, LocalLayers())
-        fill_weights(model, lambda name, shape: start_value(spec, name, shape))
+        fill_whole(spec, model)
         return model
 
     return fp8_probe(build, batch.pack, batch.target, LayersConfig().fp8_exclude)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from megavideo.border.json_text import read_json
+from megavideo.border.tensor_file import read_tensors
 from megavideo.parallel.layers.sharding import Shard
 
 
@@ -32,7 +34,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Record:
-    """One process's account: of each step its loss, its further terms one after another, and its gradient's norm."""
+    """One process's account: of each step its loss, its further terms one after another, and its gradient's norm.
+
+    `host_reads` counts what it read of its tensors' values in its steps, as `HostReads.counts` does.
+    """
 
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
@@ -40,6 +45,7 @@ class Record:
     terms: tuple[float, ...] = ()
     sent_bytes: dict[str, float] | None = None
     saved_bytes: int | None = None
+    host_reads: dict[str, int] | None = None
 
     def write(self, path: Path) -> None:
         """Tensors to `path`, all else beside it."""
@@ -49,14 +55,15 @@ class Record:
             for piece in self.pieces
         ]
         fields = {"losses": self.losses, "grad_norms": self.grad_norms, "pieces": rows, "terms": self.terms,
-                  "sent_bytes": self.sent_bytes, "saved_bytes": self.saved_bytes}  # fmt: skip
+                  "sent_bytes": self.sent_bytes, "saved_bytes": self.saved_bytes,
+                  "host_reads": self.host_reads}  # fmt: skip
         path.with_suffix(".json").write_text(json.dumps(fields))
 
     @classmethod
     def read(cls, path: Path) -> Record:
         """What `write` wrote."""
-        tensors = load_file(path)
-        value = json.loads(path.with_suffix(".json").read_text())
+        tensors = read_tensors(path)
+        value = read_json(path.with_suffix(".json"))
         return cls(
             tuple(value["losses"]),
             tuple(value["grad_norms"]),
@@ -64,6 +71,7 @@ class Record:
             tuple(value["terms"]),
             value["sent_bytes"],
             value["saved_bytes"],
+            value["host_reads"],
         )
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,12 @@ from megavideo.config.layout import Layout, parse_layout
 from megavideo.config.rules import check
 from megavideo.config.schema.parity import ParityRun
 from megavideo.errors import ConfigError
-from megavideo.model.dit import DiT
-from megavideo.model.layers import LocalLayers
 from megavideo.model.recompute import saved_bytes
 from megavideo.parallel.fp8_probe import ProbeReport
-from megavideo.parallel.parallelize import fill_weights
 from megavideo.parity.compare import Difference, Incomparable, compare
 from megavideo.parity.matrix import FAST, FULL, Batch
-from megavideo.parity.oracle import run_oracle
-from megavideo.parity.packs import start_value, step_input
+from megavideo.parity.oracle import run_oracle, whole_model
+from megavideo.parity.packs import step_input
 from megavideo.parity.pool import Pool, RanksFailed
 from megavideo.parity.probe import probe_fp8
 from megavideo.parity.record import Record
@@ -49,7 +46,8 @@ class LayoutParity:
     """One layout's differences from one process (see `Difference`), and whether they are within the limits.
 
     `error` tells why its processes did not come to their end, or cannot be compared; there are no numbers then (NaN, in
-    JSON null).
+    JSON null). `host_reads` is how often a step reads values on the host, outside its passes, on the process that does
+    so most; only with device_like=gpu.
     """
 
     layout: str
@@ -64,6 +62,7 @@ class LayoutParity:
     within: bool
     seconds: float
     error: str | None = None
+    host_reads: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ def run_parity(run: ParityRun, layouts: Sequence[str]) -> ParityReport:
     """Run every layout. Raises ConfigError, before any is run, for one that no process should be started for."""
     limits = {name: asdict(value) for name, value in LIMITS.items()}
     if run.matrix != "none":
-        _refuse_others(run, ("matrix",), f"matrix={run.matrix}", "drop it, or name layouts instead of the matrix")
+        heard: tuple[str, ...] = ("matrix", "device_like", "kernel")
+        _refuse_others(run, heard, f"matrix={run.matrix}", "drop it, or name layouts instead of the matrix")
     if run.precision == "fp8":
         heard = ("precision", "heads", "num_layers", "tokens", "pack", "modulation", "seed")
         _refuse_others(run, heard, "precision=fp8", "drop it: FP8 is compared with bf16 on the first pack alone")
@@ -112,10 +112,14 @@ def check_parity_layout(spec: ParitySpec, text: str) -> None:
         raise in_own_names(error) from error
 
 
+def run_layout(pool: Pool, spec: ParitySpec, text: str, inside: str = "") -> list[Record]:
+    """Run one layout; `inside` as in `Pool.run`."""
+    return pool.run(spec, text, num_processes(parse_layout(text)), inside)
+
+
 def compare_layout(pool: Pool, spec: ParitySpec, oracle: Record, text: str, inside: str = "") -> Difference:
     """Run one layout, and compare it with the oracle's record; `inside` as in `Pool.run`."""
-    records = pool.run(spec, text, num_processes(parse_layout(text)), inside)
-    return compare(text, oracle, records, spec.precision)
+    return compare(text, oracle, run_layout(pool, spec, text, inside), spec.precision)
 
 
 def num_processes(layout: Layout) -> int:
@@ -133,7 +137,10 @@ def _batches(run: ParityRun, layouts: Sequence[str]) -> list[Batch]:
     named = tuple(with_master_weights(text, spec.precision) for text in layouts)
     batches = [Batch("asked for", spec, named)] if layouts else []
     if run.matrix != "none":
-        batches += {"fast": FAST, "full": FULL}[run.matrix]
+        chosen = {"fast": FAST, "full": FULL}[run.matrix]
+        batches += [
+            replace(batch, spec=replace(batch.spec, device_like=run.device_like, kernel=run.kernel)) for batch in chosen
+        ]
     if not batches:
         raise ConfigError("LAYOUT", None, "is required", "name layouts, as tp2-sp cp2-ring, or give --matrix fast")
     return batches
@@ -153,8 +160,7 @@ def _saved(spec: ParitySpec) -> SavedBytes:
     pack = step_input(spec, 0, 0, 1).batches[0].to(torch.device("cpu"), dtype).pack
     counts = []
     for recompute in (None, spec.recompute):
-        model = DiT(spec.model, LocalLayers(), recompute=recompute).to(dtype)
-        fill_weights(model, lambda name, shape: start_value(spec, name, shape))
+        model = whole_model(spec, recompute).to(dtype)
         counts.append(saved_bytes(partial(model, pack), model.parameters()))
     return SavedBytes(*counts)
 
@@ -166,9 +172,11 @@ def _run_batch(batch: Batch, pool: Pool) -> Iterator[LayoutParity]:
     log.info("one process (%s): loss %.6f to %.6f", batch.name, oracle.losses[0], oracle.losses[-1])
     limits = LIMITS[spec.precision]
     for text in batch.layouts:
-        begin, error = time.monotonic(), None
+        begin, error, host_reads = time.monotonic(), None, None
         try:
-            found = compare_layout(pool, spec, oracle, text)
+            records = run_layout(pool, spec, text)
+            found = compare(text, oracle, records, spec.precision)
+            host_reads = _host_reads(records, spec.steps)
         except (RanksFailed, Incomparable) as failure:  # the layouts that follow are run all the same
             found = Difference(text, math.nan, math.nan, math.nan, "", math.nan, math.nan)
             error = str(failure)
@@ -181,5 +189,13 @@ def _run_batch(batch: Batch, pool: Pool) -> Iterator[LayoutParity]:
         log.info("%s %-44s %s  (%.1f s)", "ok  " if within else "FAIL", text, told, seconds)
         yield LayoutParity(
             case=batch.name, processes=num_processes(parse_layout(text)), within=within, seconds=round(seconds, 2),
-            error=error, **asdict(found),
+            error=error, host_reads=host_reads, **asdict(found),
         )  # fmt: skip
+
+
+def _host_reads(records: Sequence[Record], steps: int) -> float | None:
+    """Reads a step, outside its passes, on the process that makes most of them; None where they were not counted."""
+    counted = [record.host_reads for record in records if record.host_reads is not None]
+    # ZeRO-3 reads within passes too, in the first two of a run
+    outside = [sum(n for key, n in reads.items() if key.startswith("between/")) for reads in counted]
+    return max(outside) / steps if outside else None

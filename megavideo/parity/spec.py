@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from megavideo.config.schema.data import DataConfig
 from megavideo.config.schema.diffusion import ConditionConfig, DiffusionConfig
+from megavideo.config.schema.lora import LoraConfig
 from megavideo.config.schema.loss_terms import LossTermsConfig
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.optim import OptimConfig
 from megavideo.config.schema.parity import ParityRun
+from megavideo.config.schema.precision import LayersConfig
 from megavideo.config.schema.train import LoopConfig, ObserveConfig, TrainRun
 from megavideo.errors import ConfigError
 from megavideo.types import Grid
@@ -27,6 +29,7 @@ _HEAD_DIM = 8
 _OWN_NAMES = {
     "train.packs_per_step": "packs_per_step", "data.tokens_per_pack": "tokens", "model.heads": "heads",
     "model.layers": "num_layers", "train.precision": "precision", "train.recompute": "recompute",
+    "optim=constant": "optimizer=adamw",
 }  # fmt: skip
 # such that each term has a share of the gradient that no rounding hides
 _TERM_WEIGHTS = {"temporal_consistency": 0.5, "motion_smoothness": 0.3, "perceptual": 0.5}
@@ -35,14 +38,23 @@ _GRIDS = re.compile(r"\d+x\d+x\d+(?:\+\d+x\d+x\d+)*")
 
 @dataclass(frozen=True, kw_only=True)
 class ParitySpec(ParityRun):
-    """A parity run's settings, and what follows from them. `loss_terms` are those of the loss beside the error."""
+    """A parity run's settings, and what follows from them.
+
+    `loss_terms` are those of the loss beside the error; `given_channels` those of the model's input beside its latents.
+    """
 
     loss_terms: tuple[str, ...] = ()
+    given_channels: int = 0
 
     @classmethod
     def of(cls, run: ParityRun) -> ParitySpec:
         """The spec of a run's settings."""
         return cls(**{field.name: getattr(run, field.name) for field in fields(run)})
+
+    @property
+    def layers(self) -> LayersConfig:
+        """Those of the layouts; the one process that they are compared with has the CPU kernel."""
+        return LayersConfig(attention="stand_in" if self.kernel == "stand-in" else "cpu")
 
     @property
     def model(self) -> ModelConfig:
@@ -51,12 +63,21 @@ class ParitySpec(ParityRun):
         return ModelConfig(
             layers=self.num_layers, width=width, ffn=2 * width, heads=self.heads, latent_channels=4, text_dim=24,
             time_dim=32, fps_conditioning=True, place_embedding=True, modulation=self.modulation,
+            given_channels=self.given_channels,
         )  # fmt: skip
+
+    @property
+    def adapters(self) -> LoraConfig:
+        """Adapters beside every linear layer, with a scale that is not one; their base has the spec's start weights."""
+        if self.lora is None:
+            return LoraConfig()
+        return LoraConfig(rank=self.lora, alpha=2.0 * self.lora, targets=("*",), base="start weights")
 
     @property
     def diffusion(self) -> DiffusionConfig:
         """Flow matching with clips that are partly given, so that tokens of one segment differ in their timestep."""
-        conditions = ConditionConfig(text=1.0, image_to_video=1.0, interpolation=1.0)
+        both_ends = 0.0 if self.given_channels else 1.0
+        conditions = ConditionConfig(text=1.0, image_to_video=1.0, interpolation=both_ends)
         weights = {name: weight if name in self.loss_terms else 0.0 for name, weight in _TERM_WEIGHTS.items()}
         terms = LossTermsConfig(
             temporal_consistency=weights["temporal_consistency"],
@@ -68,8 +89,14 @@ class ParitySpec(ParityRun):
 
     @property
     def optim(self) -> OptimConfig:
-        """AdamW whose clipping acts."""
-        return OptimConfig(lr=1e-3, clip=0.05, ema_decay=0.9)
+        """Clipping acts. AdamW's eps is such that an element whose gradient is rounding alone hardly moves.
+
+        Muon computes in fp32: in bf16 the order of a sum would show in the third digit of an update.
+        """
+        adamw = OptimConfig(lr=1e-3, clip=0.05, ema_decay=0.9, eps=1e-6)
+        if self.optimizer == "adamw":
+            return adamw
+        return replace(adamw, algorithm="muon", muon_momentum=0.95, muon_precision="fp32")
 
     def as_training(self, layout: str) -> TrainRun:
         """The training run that this amounts to, for the rules between settings."""
@@ -78,7 +105,7 @@ class ParitySpec(ParityRun):
             data=DataConfig(uri="", tokens_per_pack=self.tokens, text_tokens_per_pack=64, max_segments=8),
             train=LoopConfig(steps=self.steps, packs_per_step=self.packs_per_step, seed=self.seed,
                              precision="fp32" if self.precision == "fp32" else "bf16", recompute=self.recompute),
-            observe=ObserveConfig(),
+            observe=ObserveConfig(), layers=self.layers, lora=self.adapters,
         )  # fmt: skip
 
     def grids(self, pack: int) -> list[Grid]:

@@ -44,7 +44,8 @@ def tensor_parallel_rest_bytes(
 ) -> int:
     """What `tensor_parallel_bytes` leaves out of a layer: all-reduces of a few numbers a token, or of a fixed size.
 
-    The four RMS norms over a width that is split sum one float32 a token, three of video and one of text, both ways.
+    The four RMS norms over a width that is split sum one float32 a token, three of video and one of the `text_tokens`
+    that a rank makes keys of, both ways.
     Sequence parallel sums the gradients of what each rank applies to its own tokens: three biases, the two vectors of
     the cross-attention's norm, and the block's modulation table of six (`adaln`).
     """
@@ -90,6 +91,15 @@ def ulysses_bytes(tokens: int, width: int, ranks: int, element_bytes: int) -> in
     return _others(8 * (tokens // ranks) * width * element_bytes, ranks)
 
 
+def text_bytes(text_tokens: int, width: int, cp: int, element_bytes: int) -> int:
+    """Cross-attention of one layer to the `text_tokens` of a pack, whose keys and values are made in `cp` equal shares.
+
+    `width` as in `ring_bytes`. Both are gathered forward and their gradients scattered backward: 4 tensors.
+    """
+    share = -(-text_tokens // cp)
+    return _others(4 * cp * share * width * element_bytes, cp)
+
+
 def zero_bytes(
     parameters: int, stage: int, element_bytes: int, dp: int, micro_steps: int = 1, *, reduce_scatter: bool = True
 ) -> int:
@@ -128,15 +138,18 @@ class LayerBytes:
     tensor: int
     ulysses: int
     ring: int
+    text: int
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.tensor + self.ulysses + self.ring
+        return self.tensor + self.ulysses + self.ring + self.text
 
 
-def layer_bytes(layout: Layout, tokens: int, width: int, heads: int, element_bytes: int) -> LayerBytes:
-    """One layer of a model of `width` and `heads` over a pack of `tokens` under a layout.
+def layer_bytes(
+    layout: Layout, tokens: int, text_tokens: int, width: int, heads: int, element_bytes: int
+) -> LayerBytes:
+    """One layer of a model of `width` and `heads` over a pack of `tokens` and `text_tokens` under a layout.
 
     In 2d context parallel a Ulysses group holds the tokens of one place of the ring, and each of its ranks then runs
     the ring with its own share of the heads.
@@ -148,4 +161,5 @@ def layer_bytes(layout: Layout, tokens: int, width: int, heads: int, element_byt
         tensor=tensor_parallel_bytes(tokens // layout.cp, width, layout.tp, element_bytes, sp=layout.sp),
         ulysses=ulysses_bytes(tokens // ring, own_width, ulysses, element_bytes),
         ring=ring_bytes(tokens, own_width // ulysses, ring, element_bytes),
+        text=text_bytes(text_tokens, own_width, layout.cp, element_bytes),
     )

@@ -2,28 +2,29 @@
 
 Two ranks that exchange N bytes, each way at once, send what a ring all-reduce of N bytes over the two sends. The ranks
 of two nodes with the same place on their nodes exchange at the same time, so that all network cards are at work, and
-the slowest of them counts.
+the slowest of them counts. Exchanges are queued one behind the other and timed by the device, so that no rank waits for
+the host of its peer in between.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
+from megavideo.parallel.machine.timer import timer_of
+from megavideo.parallel.processes.distributed import call_all_ranks
+from megavideo.preflight.findings import NoAnswer, answer_within
+
 _PINGS = 10
 _REPEATS = 3
-_POLL_SECONDS = 0.0005
 
-Exchange = Callable[[torch.Tensor, torch.Tensor, int, float], None]
-
-
-class NoAnswer(RuntimeError):
-    """A peer that does not take part in an exchange in time."""
+# sends the first tensor to a rank and receives the second from it
+Exchange = Callable[[torch.Tensor, torch.Tensor, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,17 @@ def pairings(num_nodes: int, most_rounds: int) -> list[list[tuple[int, int]]]:
     if len(rounds) <= most_rounds:
         return rounds
     return [rounds[i * len(rounds) // most_rounds] for i in range(most_rounds)]
+
+
+def connect(device: torch.device, seconds: float) -> None:
+    """Make the group's first call on `device`, of all its ranks, before exchanges of two, of which some ranks sit out.
+
+    Raises NoAnswer where it takes longer than `seconds`, as where NCCL cannot reach a node.
+    """
+    try:
+        answer_within(seconds, partial(call_all_ranks, device))
+    except NoAnswer as error:
+        raise NoAnswer(f"the first call of all ranks had no answer in {seconds:g} s") from error
 
 
 def measure_clock(first: Sequence[int], rank: int, clock: Callable[[], float], seconds: float) -> float | None:
@@ -102,23 +114,32 @@ def measure_links(
 
 def _speed(exchange: Exchange, buffers: tuple[torch.Tensor, torch.Tensor], peer: int, seconds: float) -> Speed:
     try:
-        exchange(*buffers, peer, seconds)  # connects
-        took = min(_timed(exchange, buffers, peer, seconds) for _ in range(_REPEATS))
-    except NoAnswer as error:
-        return Speed(peer, 0.0, str(error))
+        took = min(answer_within(seconds, partial(_laps, exchange, buffers, peer)))
+    except NoAnswer:
+        return Speed(peer, 0.0, f"no answer from rank {peer} in {seconds:g} s")
+    except RuntimeError as error:  # gloo's and NCCL's word for a lost connection
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Speed(peer, 0.0, f"no exchange with rank {peer}: {reason}")
     return Speed(peer, buffers[0].nbytes / took)
 
 
-def exchange_bytes(sent: torch.Tensor, received: torch.Tensor, peer: int, seconds: float) -> None:
-    """Send to and receive from a rank at once. Raises NoAnswer where that takes longer than `seconds`."""
+def _laps(exchange: Exchange, buffers: tuple[torch.Tensor, torch.Tensor], peer: int) -> list[float]:
+    """Seconds of each exchange after the first, which connects."""
+    with torch.cuda.device_of(buffers[0]):  # a thread begins on the first GPU
+        timer = timer_of(buffers[0].device)
+        exchange(*buffers, peer)
+        timer.mark()
+        for _ in range(_REPEATS):
+            exchange(*buffers, peer)
+            timer.mark()
+        return timer.laps()
+
+
+def exchange_bytes(sent: torch.Tensor, received: torch.Tensor, peer: int) -> None:
+    """Send to and receive from a rank at once. With a GPU it is queued: what is done next in its stream comes after."""
     operations = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
-    _complete(dist.batch_isend_irecv(operations), seconds, peer, sent.is_cuda)
-
-
-def _timed(exchange: Exchange, buffers: tuple[torch.Tensor, torch.Tensor], peer: int, seconds: float) -> float:
-    begin = time.perf_counter()
-    exchange(*buffers, peer, seconds)
-    return time.perf_counter() - begin
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
 
 
 def _ask(peer: int, clock: Callable[[], float], seconds: float) -> tuple[float, float]:
@@ -131,26 +152,18 @@ def _ask(peer: int, clock: Callable[[], float], seconds: float) -> tuple[float, 
 
 
 def _send(value: float, peer: int, seconds: float) -> None:
-    _complete([dist.isend(torch.tensor([value], dtype=torch.float64), peer)], seconds, peer, False)
+    _complete(dist.isend(torch.tensor([value], dtype=torch.float64), peer), seconds, peer)
 
 
 def _receive(peer: int, seconds: float) -> float:
     value = torch.empty(1, dtype=torch.float64)
-    _complete([dist.irecv(value, peer)], seconds, peer, False)
+    _complete(dist.irecv(value, peer), seconds, peer)
     return float(value)
 
 
-def _complete(works: Sequence[dist.Work | None], seconds: float, peer: int, on_gpu: bool) -> None:
-    end = time.monotonic() + seconds
-    for work in works:
-        assert work is not None
-        if not on_gpu:
-            try:
-                work.wait(timedelta(seconds=max(0.001, end - time.monotonic())))
-            except RuntimeError as error:  # gloo's word for a time-out and for a lost connection alike
-                raise NoAnswer(f"no answer from rank {peer} in {seconds:g} s ({str(error).splitlines()[0]})") from error
-        # a wait for NCCL only orders streams; one of a later call would wait without a limit
-        while on_gpu and not work.is_completed():
-            if time.monotonic() > end:
-                raise NoAnswer(f"no answer from rank {peer} in {seconds:g} s")
-            time.sleep(_POLL_SECONDS)
+def _complete(work: dist.Work | None, seconds: float, peer: int) -> None:
+    assert work is not None
+    try:
+        work.wait(timedelta(seconds=seconds))
+    except RuntimeError as error:  # gloo's word for a time-out and for a lost connection alike
+        raise NoAnswer(f"no answer from rank {peer} in {seconds:g} s ({str(error).splitlines()[0]})") from error

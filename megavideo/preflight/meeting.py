@@ -15,6 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megavideo.border.json_text import parse_json
 from megavideo.errors import TopologyError
 
 _POLL_SECONDS = 0.05
@@ -112,7 +113,7 @@ class Meeting:
                 break
             time.sleep(_POLL_SECONDS)
         values = self.store.multi_get(list(keys.values())) if keys else []
-        return {rank: json.loads(value) for rank, value in zip(keys, values, strict=True)}
+        return {rank: parse_json(value) for rank, value in zip(keys, values, strict=True)}
 
     def say(self, topic: str, value: Any) -> None:
         """Rank 0's word to all."""
@@ -126,7 +127,7 @@ class Meeting:
                 if time.monotonic() > end:
                     raise Absent(f"rank 0 said nothing for {seconds:g} s. Remedy: see what its node does", [])
                 time.sleep(_POLL_SECONDS)
-            return json.loads(self.store.get(topic))
+            return parse_json(self.store.get(topic))
         except RuntimeError as error:
             raise Absent(f"rank 0 is gone ({_first_line(error)}). Remedy: see what its node does", []) from error
 

@@ -27,15 +27,16 @@ from megavideo.data.storage.retry import RetryPolicy
 from megavideo.data.table.open import cache_folder
 from megavideo.errors import ConfigError
 from megavideo.observe.whole_file import write_file
-from megavideo.parallel.processes.distributed import free_port, read_launch
-from megavideo.preflight.findings import Finding, limited
+from megavideo.parallel.processes.distributed import free_port, machine_devices, own_device, read_launch
+from megavideo.preflight.findings import Finding, NoAnswer, limited
 from megavideo.preflight.judge import Link, Node, PreflightReport, RankAnswer, judge
-from megavideo.preflight.links import Exchange, measure_clock, measure_links, pairings
+from megavideo.preflight.links import Exchange, connect, measure_clock, measure_links, pairings
 from megavideo.preflight.meeting import Absent, Meeting, expected_hosts
 from megavideo.preflight.node_checks import check_disk, check_gpu, check_matmul, check_versions
 from megavideo.preflight.places import find_token, leave_token, new_token, read_dataset, remove_token
 
-_LINK_SECONDS = 20.0  # one exchange, before its pair counts as cut
+_LINK_SECONDS = 20.0  # the exchanges of a pair, before it counts as cut
+_GROUP_FACTOR = 4.0
 _SPARE_SECONDS = 10.0
 _VERDICT_SECONDS = 30.0  # ranks do not begin all at once, so that those together may take so much longer
 
@@ -52,7 +53,7 @@ def preflight(
     rank, local_rank, world_size = read_launch(os.environ)
     if world_size == 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = own_device(local_rank)
     try:
         meeting = Meeting(os.environ, rank, world_size, config.meet_seconds)
         hosts = meeting.call_roll(config.meet_seconds, expected_hosts(os.environ))
@@ -155,9 +156,7 @@ class _Preflight:
     def _devices(self) -> list[torch.device]:
         """The rank's own, or all of its node where it is the only one there."""
         own = [rank for rank, host in self._hosts.items() if host == self._meeting.host]
-        if self._device.type == "cpu" or len(own) > 1:
-            return [self._device]
-        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+        return [self._device] if len(own) > 1 else machine_devices()
 
     def _see(self, name: str, storage: Storage, token: str | None) -> Finding:
         if not self._writes(name):
@@ -182,15 +181,20 @@ class _Preflight:
         ranks_of = [[r for r in sorted(hosts) if hosts[r] == host] for host in dict.fromkeys(hosts.values())]
         if len(ranks_of) == 1:
             return alone
-        on_gpu = self._device.type == "cuda"
-        if on_gpu:
-            torch.cuda.set_device(self._device)
+        # torch ends a process whose call takes longer than this; each wait here has a limit of its own, far below
+        limit = timedelta(seconds=_GROUP_FACTOR * config.check_seconds)
+        backends = "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo"
+        store = dist.PrefixStore("group", meeting.store)
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=dist.PrefixStore("group", meeting.store),
-            rank=meeting.rank, world_size=meeting.world_size, timeout=timedelta(seconds=config.check_seconds),
+            backends, store=store, rank=meeting.rank, world_size=meeting.world_size, timeout=limit
         )  # fmt: skip
         wait = min(_LINK_SECONDS, config.check_seconds / 4)
         offset = measure_clock([ranks[0] for ranks in ranks_of], meeting.rank, self._clock, wait)
+        alone = replace(alone, clock_seconds=offset)
+        try:
+            connect(self._device, config.check_seconds / 2)
+        except NoAnswer as error:
+            return replace(alone, link_faults=(f"links were not measured: {error}",))
         size = max(1, int(config.link_mb * 1e6))
         buffers = (
             torch.ones(size, dtype=torch.uint8, device=self._device),
@@ -202,7 +206,6 @@ class _Preflight:
             dist.destroy_process_group()
         return replace(
             alone,
-            clock_seconds=offset,
             link_speeds={speed.peer: speed.bytes_per_second for speed in speeds},
             link_faults=tuple(f"rank {meeting.rank}: {speed.fault}" for speed in speeds if speed.fault),
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from megavideo.data.dataset.dataset import (
     manifest_row,
     null_text_bytes,
 )
+from megavideo.data.dataset.index import ShardEntry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.storage.open import open_storage
 from megavideo.data.storage.protocol import Storage
@@ -97,18 +98,18 @@ def write_dataset(
 
 
 @contextmanager
-def _shards_in(storage: Storage, shard_bytes: int) -> Iterator[tuple[ShardWriter, list[dict[str, Any]]]]:
+def _shards_in(storage: Storage, shard_bytes: int) -> Iterator[tuple[ShardWriter, list[ShardEntry]]]:
     """A writer, and the index of its shards once it is left; they are called shard.00000.mds and so on."""
-    shards: list[dict[str, Any]] = []
+    shards: list[ShardEntry] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with writing_shards(LocalStorage(folder / "made"), "shard", folder / "staging", shard_bytes) as writer:
             yield writer, shards
-            shards += writer.finish()
-        for number, shard in enumerate(shards):
-            path = folder / "made" / shard["raw_data"]["basename"]
-            shard["raw_data"]["basename"] = f"shard.{number:05d}.mds"
-            storage.upload(path, f"shard.{number:05d}.mds")
+            made = writer.finish()
+        for number, shard in enumerate(made):
+            name = f"shard.{number:05d}.mds"
+            storage.upload(folder / "made" / shard.raw_data.basename, name)
+            shards.append(replace(shard, raw_data=replace(shard.raw_data, basename=name)))
 
 
 def small_autoencoder() -> PcaAutoencoder:

@@ -1,7 +1,7 @@
 """Deliberate faults, each a context manager for a process of a layout: parity must catch every one.
 
-First those of a single reduction, then those of what a rank takes for its own, keeps or forgets, then those of a
-process that does not come to its end.
+First those of a single reduction, then those of what a rank takes for its own, keeps or forgets, then those that only a
+run like that of a GPU shows (`device_like=gpu`), then those of a process that does not come to its end.
 """
 
 from __future__ import annotations
@@ -9,20 +9,26 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 
+from megavideo.model.attention import operator
+from megavideo.model.block import FeedForward
 from megavideo.model.dit import Hidden
+from megavideo.optim import matrix_exchange
 from megavideo.optim.adamw import EMA, AdamWWithEma
+from megavideo.parallel.adapters import adapt, low_rank
 from megavideo.parallel.engines import pipeline
 from megavideo.parallel.engines.engine import MicroBatch
 from megavideo.parallel.layers import layer_set, ring, tensor_layers
 from megavideo.parallel.layers.layer_set import ParallelLayers
+from megavideo.parallel.processes import groups
 from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.parity import process
 from megavideo.train.step import Trainer
@@ -47,6 +53,20 @@ def no_sum_for_one_bias() -> Iterator[None]:
 
     original = tensor_layers.sum_gradients
     with patch.object(tensor_layers, "sum_gradients", only_for_others):
+        yield
+
+
+@contextmanager
+def no_adapter_sum() -> Iterator[None]:
+    """Adapters without the sum of the gradients of matrices that see a share of the tokens, or of the heads, only."""
+    with patch.object(low_rank, "sum_gradients", lambda shared, group: shared):
+        yield
+
+
+@contextmanager
+def no_adapter_meeting() -> Iterator[None]:
+    """Tensor parallel whose ranks keep, of the gradient of a column adapter's A x, what comes from their own heads."""
+    with patch.object(adapt, "sum_gradients", lambda shared, group: shared):
         yield
 
 
@@ -153,6 +173,76 @@ def stale_average() -> Iterator[None]:
 
 
 @contextmanager
+def shards_apart() -> Iterator[None]:
+    """Muon that orthogonalises each half of a matrix by itself, as a tensor-parallel rank of two has it."""
+    original = matrix_exchange.matrix_update
+
+    def by_halves(matrix: torch.Tensor) -> torch.Tensor:
+        return torch.cat([original(half) for half in matrix.chunk(2)])
+
+    with patch.object(matrix_exchange, "matrix_update", by_halves):
+        yield
+
+
+@contextmanager
+def unmasked_outputs() -> Iterator[None]:
+    """Attention that keeps what its kernel leaves in the rows of no segment: output and log-sum-exp."""
+    with patch.object(operator, "clear_outputs", lambda out, lse, queries: None):
+        yield
+
+
+@contextmanager
+def unmasked_gradients() -> Iterator[None]:
+    """Attention that keeps what its kernel leaves in the rows of no segment: gradients of query, key and value."""
+    with patch.object(operator, "clear_gradients", lambda grads, queries, keys: None):
+        yield
+
+
+@contextmanager
+def wait_forgotten() -> Iterator[None]:
+    """An exchange of messages of which the first is not waited for."""
+
+    def forget(operations: Sequence[dist.P2POp], works: list[Any]) -> list[Any]:
+        return works[1:]
+
+    with _after_messages(forget):
+        yield
+
+
+@contextmanager
+def buffer_reused_early() -> Iterator[None]:
+    """What is sent is overwritten before it has been waited for."""
+
+    def overwrite(operations: Sequence[dist.P2POp], works: list[Any]) -> list[Any]:
+        for operation in operations:
+            if operation.op is dist.isend:
+                operation.tensor.zero_()
+        return works
+
+    with _after_messages(overwrite):
+        yield
+
+
+@contextmanager
+def first_call_by_some() -> Iterator[None]:
+    """Groups whose first call is whatever comes first, be it one of some ranks only."""
+    with patch.object(groups, "_make_communicators", lambda made, device: None):
+        yield
+
+
+@contextmanager
+def value_read_in_pass() -> Iterator[None]:
+    """A layer whose host looks at what it is given."""
+    original = FeedForward.forward
+
+    def forward(self: FeedForward, x: torch.Tensor) -> torch.Tensor:
+        return original(self, x if float(x.sum()) else x + 1)
+
+    with patch.object(FeedForward, "forward", forward):
+        yield
+
+
+@contextmanager
 def not_finite() -> Iterator[None]:
     """A loss that is not a number."""
     original = process.squared_error
@@ -182,6 +272,16 @@ def hung() -> Iterator[None]:
     if os.environ["RANK"] == "1":
         time.sleep(1e6)
     yield
+
+
+def _after_messages(change: Callable[[Sequence[dist.P2POp], list[Any]], list[Any]]) -> Any:
+    """What is done as messages have been issued, which gives the works that are known from then on."""
+    original = dist.batch_isend_irecv
+
+    def issue(operations: list[dist.P2POp]) -> list[Any]:
+        return change(operations, original(operations))
+
+    return patch.object(dist, "batch_isend_irecv", issue)
 
 
 def _without_second_update(values: Callable[[AdamWWithEma, torch.Tensor], torch.Tensor]) -> Any:

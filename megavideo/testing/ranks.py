@@ -13,9 +13,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from megavideo.border.json_text import read_json
 from megavideo.parallel.processes.distributed import free_port, leave, process_group
 from megavideo.parallel.processes.forked import become_rank
 
@@ -29,18 +31,29 @@ _POLL_SECONDS = 0.02
 RankFunction = Callable[..., Any]
 
 
-def run_ranks(function: RankFunction, arguments: tuple[Any, ...], folder: Path, *, processes: int) -> list[Any]:
+# what makes the process group of a rank, for a `with`, and gives its `Launch`
+GroupMaker = Callable[[], AbstractContextManager[Any]]
+
+
+def run_ranks(
+    function: RankFunction,
+    arguments: tuple[Any, ...],
+    folder: Path,
+    *,
+    processes: int,
+    group: GroupMaker = process_group,
+) -> list[Any]:
     """What `function(launch, *arguments)` returned on each rank, through JSON.
 
-    `function` stands at the top of a module. Raises RuntimeError with what the ranks wrote where one fails or the end
-    does not come.
+    `function` and `group` stand at the top of a module. Raises RuntimeError with what the ranks wrote where one fails
+    or the end does not come.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     port = free_port()
     started = [  # no daemons, which could have no workers of their own
-        context.Process(target=_main, args=(function, arguments, rank, processes, port, folder))
+        context.Process(target=_main, args=(function, arguments, rank, processes, port, folder, group))
         for rank in range(processes)
     ]
     for process in started:
@@ -59,11 +72,17 @@ def run_ranks(function: RankFunction, arguments: tuple[Any, ...], folder: Path, 
     if any(status != 0 for status in statuses):
         told = "\n".join(path.read_text() for path in sorted(folder.glob("err_*.txt")))
         raise RuntimeError(f"the ranks in {folder} ended with {statuses} (None: still at work)\n{told}")
-    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(processes)]
+    return [read_json(folder / f"rank_{rank}.json") for rank in range(processes)]
 
 
 def _main(
-    function: RankFunction, arguments: tuple[Any, ...], rank: int, world_size: int, port: int, folder: Path
+    function: RankFunction,
+    arguments: tuple[Any, ...],
+    rank: int,
+    world_size: int,
+    port: int,
+    folder: Path,
+    group: GroupMaker,
 ) -> None:
     """A forked process."""
     become_rank(rank, world_size, port)
@@ -71,7 +90,7 @@ def _main(
     os.dup2(errors.fileno(), sys.stderr.fileno())
     logging.basicConfig(level=logging.WARNING)
     try:
-        with process_group() as launch:
+        with group() as launch:
             result = function(launch, *arguments)
         (folder / f"rank_{rank}.json").write_text(json.dumps(result))
     except BaseException:  # noqa: BLE001 - told to the process that started this one

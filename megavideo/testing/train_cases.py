@@ -95,7 +95,7 @@ def run_cases(cases: Sequence[Case], folder: Path, *, processes: int) -> list[li
 
 def _outcomes(launch: Launch, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Those of one rank: all cases under its one process group."""
-    with patch("megavideo.train.run.process_group", lambda _: nullcontext(launch)):
+    with patch("megavideo.train.run.process_group", lambda *_: nullcontext(launch)):
         return [asdict(_outcome(case, launch)) for case in cases]
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from megavideo.checkpoint.agreement import in_agreement
+from megavideo.checkpoint.base import Base
+from megavideo.checkpoint.copying import named_by_rank
 from megavideo.config.layout import Layout, parse_layout
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.dataset.dataset import ENCODERS_PREFIX, LatentDataset, open_dataset
@@ -15,19 +19,25 @@ from megavideo.data.plan.step_plan import StagePlace
 from megavideo.data.storage.open import download_all
 from megavideo.data.storage.retry import RetryPolicy
 from megavideo.data.stream.shards import ShardReader, StreamOptions
+from megavideo.data.table.sound import check_sound
+from megavideo.device.choice import copies_for
 from megavideo.diffusion.objective import build_objective
 from megavideo.encoders.folder import load_autoencoder
-from megavideo.errors import ConfigError
+from megavideo.errors import CheckpointError, ConfigError
 from megavideo.model.dit import DiT
 from megavideo.model.init import initial_value
 from megavideo.optim.build import build_optimizer
+from megavideo.parallel.adapters.adapt import adapted, check_targets, parameter_names
+from megavideo.parallel.adapters.low_rank import BRANCH
 from megavideo.parallel.engines.engine import Engine, EnginePlan
+from megavideo.parallel.engines.pipeline import layout_parts
 from megavideo.parallel.parallelize import parallelize
 from megavideo.parallel.processes.distributed import Launch, check_precision
 from megavideo.parallel.processes.groups import Groups
 from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.train.loss.loss_terms import Decode, build_loss_terms
 from megavideo.train.packs.feed import Feed, shard_cache
+from megavideo.train.packs.noising import TrainBatch
 from megavideo.train.step import squared_error
 
 _WHOLE_RUN = StagePlace()
@@ -35,7 +45,7 @@ _WHOLE_RUN = StagePlace()
 
 @dataclass(frozen=True)
 class Parts:
-    """What a training run is made of."""
+    """What a training run is made of; `base` is there where it trains adapters alone."""
 
     layout: Layout
     mesh: ProcessMesh
@@ -43,6 +53,7 @@ class Parts:
     reader: ShardReader
     feed: Feed
     engine: Engine
+    base: Base | None = None
 
 
 def build_parts(config: TrainRun, launch: Launch, version: int | None = None, place: StagePlace = _WHOLE_RUN) -> Parts:
@@ -60,31 +71,63 @@ def build_parts(config: TrainRun, launch: Launch, version: int | None = None, pl
     cache_gb = config.data.cache_gb
     options = StreamOptions(config.data.workers, None if cache_gb is None else cache_gb * 1e9)
     reader = ShardReader(dataset, shard_cache(config, dataset), options)
-    feed = Feed(config, dataset, reader, build_objective(config.diffusion), mesh, place)
-    groups = Groups.of(mesh)
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    stage = partial(TrainBatch.staged, copies=copies_for(launch.device), dtype=dtype)
+    feed = Feed(config, dataset, reader, build_objective(config.diffusion), mesh, place, stage)
+    check_sound(dataset, feed.selected.table)
+    groups = Groups.of(mesh, launch.device)
     plan = EnginePlan(
         layout=layout,
         mesh=mesh,
         groups=groups,
-        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+        dtype=dtype,
         micro_steps=config.train.packs_per_step // mesh.dp,
         clip=config.optim.clip,
         token_loss=squared_error,
+        head_dim=config.model.head_dim,
         layers=config.layers,
         terms=build_loss_terms(
             config.diffusion.terms, config.model.patch, mesh, groups, _decode(config, dataset), launch.device
         ),
     )
+    base = _open_base(config, layout)
     engine = parallelize(
-        lambda layers, part: DiT(config.model, layers, part=part, recompute=config.train.recompute),
+        adapted(
+            lambda layers, part: DiT(config.model, layers, part=part, recompute=config.train.recompute),
+            config.lora,
+            groups.tp,
+            sp=mesh.sp,
+        ),
         config.model.layers,
-        lambda name, shape: initial_value(name, shape, config.train.seed),
+        partial(_start_value, config, base),
         lambda module: build_optimizer(module, config.optim),
         plan,
         launch.device,
     )
+    if base is not None:
+        base.reader.check_finite()
     engine.create_state()
-    return Parts(layout, mesh, dataset, reader, feed, engine)
+    return Parts(layout, mesh, dataset, reader, feed, engine, base)
+
+
+def _open_base(config: TrainRun, layout: Layout) -> Base | None:
+    """The base of adapters, once they fit the model and its stages; None where there are none. A collective call."""
+    if config.lora.base is None:
+        return None
+    check_targets(config.lora, config.model, layout_parts(config.model.layers, layout))
+    place = config.lora.base
+    base, faults = in_agreement(lambda: Base(place))
+    if base is None or faults:
+        raise CheckpointError(named_by_rank(faults))
+    base.check_model(parameter_names(config.model))
+    return base
+
+
+def _start_value(config: TrainRun, base: Base | None, name: str, shape: torch.Size) -> torch.Tensor:
+    """The base's value of what it has, else the run's own."""
+    if base is None or f".{BRANCH}." in name:
+        return initial_value(name, shape, config.train.seed)
+    return base.value(name, shape)
 
 
 def _decode(config: TrainRun, dataset: LatentDataset) -> Decode | None:

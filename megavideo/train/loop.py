@@ -10,6 +10,7 @@ from typing import Any
 
 from megavideo.config.curriculum import Stage
 from megavideo.config.schema.train import TrainRun
+from megavideo.data.storage.owners import Ownership
 from megavideo.observe.progress import StepResult, TrainingProgress
 from megavideo.planning.flops import BlockShape, train_flops
 from megavideo.train.build import Parts
@@ -31,7 +32,10 @@ from megavideo.train.validation.validation import Validator
 
 @dataclass(frozen=True)
 class Tools:
-    """What the loop uses beside the parts of the run; `validator` and `previewer` are None where they are off."""
+    """What the loop uses beside the parts of the run; `validator` and `previewer` are None where they are off.
+
+    `owner` is that of the run folder, on rank 0 alone.
+    """
 
     trainer: Trainer
     recorder: Recorder
@@ -42,6 +46,7 @@ class Tools:
     stragglers: Stragglers
     validator: Validator | None
     previewer: Previewer | None
+    owner: Ownership | None
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ class Loop:
     def run(self, begin: int, position: Position) -> Ending:
         """Train from after `begin` steps of the run until the stage is over, or something else ends the loop.
 
-        Raises DataError where inputs cannot be read, or are not the same on ranks that train them together, and
-        CheckpointError where saves go on failing.
+        Raises DataError where inputs cannot be read, or are not the same on ranks that train them together,
+        CheckpointError where saves go on failing, and OutputInUse where the run folder was taken over.
         """
         tools, config = self._tools, self._config
         limit = self._spike_limit(position)
@@ -132,10 +137,13 @@ class Loop:
         end = position.first_step + self._config.train.steps
         out = [step for step in position.passed_over if begin <= step < end]
         depth = self._config.data.prefetch_packs
+        owner = self._tools.owner
         for step in [*out, end]:
             if begin < step:
                 for given in self._parts.feed.steps(begin, step, depth):
                     self._tools.watchdog.beat(given.step + 1, "waiting for the others")
+                    if owner is not None:
+                        owner.check()
                     yield given
             if step < end:
                 yield _PassedOver(step)
@@ -171,6 +179,7 @@ class Loop:
             "tokens_per_second": rates.tokens_per_second,
             "seconds": rates.seconds_per_step,
             "mfu": rates.mfu,
+            **({} if given.range_share is None else {"sigma_range_share": given.range_share}),
             **self._parts.feed.stream_metrics(),
         }
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megavideo.border.fields import Count
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.errors import CheckpointError
 
 
@@ -21,17 +25,17 @@ class Position:
     """
 
     stage: str = ""
-    number: int = 0
-    first_step: int = 0
-    first_visit: int = 0
-    next_visit: int = 0
+    number: Count = 0
+    first_step: Count = 0
+    first_visit: Count = 0
+    next_visit: Count = 0
     finished: str | None = None
-    samples: int = 0
-    tokens: int = 0
-    passed_over: tuple[int, ...] = ()
-    rollbacks: int = 0
+    samples: Count = 0
+    tokens: Count = 0
+    passed_over: tuple[Count, ...] = ()
+    rollbacks: Count = 0
     best_loss: float | None = None
-    stale: int = 0
+    stale: Count = 0
     losses: tuple[float, ...] = ()
 
     def trained(self, samples: int, tokens: int) -> Position:
@@ -59,11 +63,7 @@ def read_position(progress: Mapping[str, Any], source: object) -> Position:
 
     Raises CheckpointError where it is damaged.
     """
-    known = {field.name for field in fields(Position)}
     try:
-        given = {name: value for name, value in progress.items() if name in known}
-        for name in ("passed_over", "losses"):
-            given[name] = tuple(given.get(name, ()))
-        return Position(**given)
-    except TypeError as error:
+        return parse_json(json.dumps(progress), Position)
+    except Refused as error:
         raise CheckpointError(f"{source}: its progress is damaged ({error}). Remedy: use another checkpoint") from error

@@ -91,7 +91,7 @@ class Recorder:
             "spike": report.spike,
             **{f"loss_{name}": value for name, value in report.terms.items()},
             **values,
-            **memory_metrics(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None),
+            **memory_metrics(torch.cuda.max_memory_allocated() or None),
             "stage": self._stage.name,
         }
         self._metrics.write(report.step + 1, row)

@@ -10,7 +10,7 @@ from typing import Any
 from megavideo.checkpoint.agreement import from_rank_0
 from megavideo.checkpoint.candidates import newest_manifest
 from megavideo.checkpoint.place import Storage
-from megavideo.config.dump import from_yaml
+from megavideo.config.dump import read_config
 from megavideo.config.schema.train import TrainRun
 from megavideo.config.word import as_word
 from megavideo.data.table.selection import num_held_out
@@ -18,7 +18,7 @@ from megavideo.errors import ConfigError
 from megavideo.train.position import Position, read_position
 
 # a change of these would make the run another one
-_OF_RUN = ("model", "train.seed")
+_OF_RUN = ("model", "train.seed", "lora.rank", "lora.alpha", "lora.targets")
 # and of these its stage; everything else may change between two starts
 _OF_STAGE = (
     "diffusion",
@@ -37,7 +37,7 @@ def check_same_run(config: TrainRun, config_file: Path) -> None:
 
     Another stage of a curriculum has data and an objective of its own.
     """
-    before = from_yaml(TrainRun, config_file.read_text(), source=str(config_file))
+    before = read_config(TrainRun, config_file)
     same_stage = before.stage == config.stage
     for path in (*_OF_RUN, *(_OF_STAGE if same_stage else ())):
         for name, old, new in _differences(path, _get(before, path), _get(config, path)):
@@ -60,6 +60,13 @@ def check_same_run(config: TrainRun, config_file: Path) -> None:
             config.optim.ema_decay,
             f"the run in {config_file.parent} was started with {before.optim.ema_decay!r}",
             "keep the average on, or off, for the whole run; or name= another run",
+        )
+    if before.optim.algorithm != config.optim.algorithm:
+        raise ConfigError(
+            "optim.algorithm",
+            config.optim.algorithm,
+            f"the run in {config_file.parent} was started with {before.optim.algorithm}, which has other states",
+            f"write optim.algorithm={before.optim.algorithm} to go on with it, or name= another run with init_from=",
         )
     if replace(before, stages={}) != config:
         logging.getLogger(__name__).info("settings differ from the last start; the old ones are kept beside the new")

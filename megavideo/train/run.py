@@ -10,12 +10,18 @@ from functools import partial
 
 import torch
 
+from megavideo.checkpoint.agreement import entered_by_rank_0
+from megavideo.checkpoint.base import check_base
 from megavideo.checkpoint.restore import restore, restore_weights
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.curriculum import Stage, stages_of
+from megavideo.config.layout import parse_layout
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.plan.step_plan import StagePlace
+from megavideo.data.plan.visits import seen_again
+from megavideo.data.storage.owners import Claim, Ownership, owning
 from megavideo.errors import StopRequested
+from megavideo.interop.start_weights import open_start_weights
 from megavideo.observe.faults import FaultLog
 from megavideo.observe.progress import TrainingProgress
 from megavideo.optim.schedule import learning_rate
@@ -61,11 +67,18 @@ def train(config: TrainRun) -> TrainReport:
     """Train, alone or as one of the processes that torchrun or srun started. Ends with a saved checkpoint.
 
     Raises MegavideoError of the kind that fits: settings, data, checkpoint, topology or numerics; StopRequested, once
-    the run is saved, where SIGTERM or SIGUSR1 asked it to end.
+    the run is saved, where SIGTERM or SIGUSR1 asked it to end; OutputInUse where another start works in the run folder.
     """
     stages = stages_of(config)
-    with process_group(collective_timeout(config.guard.hang_seconds)) as launch, StopRequest() as stop:
-        return _Run(stages, launch, stop).to_end()
+    layouts = [parse_layout(stage.config.layout) for stage in stages]
+    place = RunPlace.of(stages[0].config)
+    claim = Claim("train", "name= another run")
+    with (
+        process_group(collective_timeout(config.guard.hang_seconds), layouts) as launch,
+        StopRequest() as stop,
+        entered_by_rank_0(lambda: owning(place.folder.root, claim)) as owner,
+    ):
+        return _Run(stages, launch, stop, place, owner).to_end()
 
 
 @dataclass
@@ -83,11 +96,14 @@ class _Totals:
 class _Run:
     """The stages of one start."""
 
-    def __init__(self, stages: tuple[Stage, ...], launch: Launch, stop: StopRequest) -> None:
+    def __init__(
+        self, stages: tuple[Stage, ...], launch: Launch, stop: StopRequest, place: RunPlace, owner: Ownership | None
+    ) -> None:
         self._stages = stages
         self._launch = launch
         self._stop = stop
-        self._place = RunPlace.of(stages[0].config)
+        self._place = place
+        self._owner = owner
         self._store = checkpoint_store(stages[0].config)
         self._totals = _Totals()
         self._peak: float | None = None
@@ -138,16 +154,18 @@ class _Run:
     def _restored(self, parts: Parts, at_most: int | None = None) -> tuple[int, Position | None]:
         """Steps done and position of the newest whole checkpoint, which the engine now holds."""
         config = self._stages[0].config
+        folder, base = self._place.folder.checkpoints, parts.base
         manifest = restore(
-            self._place.folder.checkpoints, parts.engine, self._store,
-            at_most=at_most, keep_fetched=config.checkpoint.through_folder,
-        )  # fmt: skip
+            folder, parts.engine, self._store, at_most=at_most, keep_fetched=config.checkpoint.through_folder
+        )
+        source = config.init_from
+        if manifest is None and source is not None and at_most is None:
+            given = restore_weights(lambda: open_start_weights(source, config.model), parts.engine)
+            check_base(base, given.base, source)
         if manifest is None:
-            source = config.init_from
-            if source is not None and at_most is None:
-                restore_weights(source, parts.engine)
             return 0, None
-        return manifest.step, read_position(manifest.progress, self._place.folder.checkpoints)
+        check_base(base, manifest.base, str(folder))
+        return manifest.step, read_position(manifest.progress, folder)
 
     def _train(self, stage: Stage, parts: Parts, begin: int, position: Position) -> None:
         """Loop over the stage, going back to a checkpoint where steps in a row fail."""
@@ -180,6 +198,7 @@ class _Run:
                         stragglers=Stragglers(config.guard, launch, parts.mesh.groups("tp", "ulysses", "ring", "dp")),
                         validator=validator,
                         previewer=previewer,
+                        owner=self._owner,
                     )
                     ending = Loop(stage, parts, tools).run(begin, position)
                     self._count(ending, stage)
@@ -276,14 +295,17 @@ class _Run:
             name, self._totals.parameters / 1e6, len(parts.feed.selected.table), config.train.packs_per_step,
             config.data.tokens_per_pack, config.layout, self._launch.world_size, begin,
         )  # fmt: skip
+        plan, samples = parts.feed.plan, len(parts.feed.selected.table) - parts.feed.plan.dropped.count
+        again = seen_again(plan, samples, config.train.packs_per_step, "train.packs_per_step")
+        if again is not None and self._launch.rank == 0:
+            _log.warning("%s", again)
 
 
 def _release() -> None:
     """Free what a stage held, so that the next one can take its place under another layout; a collective call."""
     destroy_groups()
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # does nothing on a CPU
 
 
 def _settle_before_updates(engine: Engine, checkpointer: Checkpointer) -> None:

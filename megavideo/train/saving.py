@@ -37,7 +37,8 @@ class Saving:
             return  # nothing was trained since
         layout = self._parts.layout.format()
         ends = position.finished is not None
-        header = Header(step, layout, to_yaml(self._config), position.to_json(), validation_loss, ends)
+        base = None if self._parts.base is None else self._parts.base.reference
+        header = Header(step, layout, to_yaml(self._config), position.to_json(), validation_loss, ends, base)
         self._checkpointer.save(header, owned_fragments(self._parts.engine), overlap=True)
         self._last_step = step
         self._begun = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megavideo.border.files import read_file
+from megavideo.border.refused import Refused
 from megavideo.checkpoint.agreement import from_rank_0
 from megavideo.config.curriculum import Stage
 from megavideo.config.dump import to_yaml
@@ -19,8 +22,8 @@ from megavideo.data.storage.open import download_all, open_storage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.storage.retry import RetryPolicy
 from megavideo.data.table.sample_table import most_common_fps
-from megavideo.encoders.folder import same_encoders
-from megavideo.errors import CheckpointError, ConfigError
+from megavideo.encoders.folder import DESCRIPTION_NAME, same_encoders
+from megavideo.errors import CheckpointError, ConfigError, DataError
 from megavideo.generate.loaded_run import SAMPLING_FILE
 from megavideo.observe.run_folder import RunFolder, create_run_folder
 from megavideo.observe.whole_file import write_file
@@ -33,6 +36,7 @@ from megavideo.train.validation.validation import Validator
 
 # a store that is gone for minutes shall cost a checkpoint's copy, not the run
 _CHECKPOINT_STORE_SECONDS = 300.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class RunPlace:
         copy = self._dataset_copy(config)
         if config.data.version is not None or not copy.exists():
             return config.data.version
-        return parse_info(str(self.folder.root), copy.read_bytes()).version or None
+        return parse_info(str(self.folder.root), _content(copy)).version or None
 
     def prepare(self, stage: Stage, stages: Sequence[Stage], parts: Parts) -> None:
         """Make or go on with the folder; a collective call. Of the other `stages` it is told how long they are.
@@ -69,7 +73,7 @@ class RunPlace:
         CheckpointError, on every rank, where it cannot be written.
         """
         dataset, copy = parts.dataset, self._dataset_copy(stage.config)
-        if copy.exists() and copy.read_bytes() != info_bytes(dataset.info):
+        if copy.exists() and _content(copy) != info_bytes(dataset.info):
             raise ConfigError(
                 "data.uri",
                 dataset.uri,
@@ -94,6 +98,11 @@ class RunPlace:
             create_run_folder(self.folder.root, to_yaml(replace(stage.config, stages=lengths)), sys.argv)
             write_file(self._dataset_copy(stage.config), info_bytes(dataset.info))
             download_all(dataset.storage, ENCODERS_PREFIX, self.folder.encoders)
+            if not (self.folder.encoders / DESCRIPTION_NAME).exists():
+                _log.warning(
+                    "%s has no %s%s: the run can be trained, and not sampled. Remedy: restore the folder from a copy",
+                    dataset.uri, ENCODERS_PREFIX, DESCRIPTION_NAME,
+                )  # fmt: skip
             fps = most_common_fps(parts.feed.selected.table)
             write_file(self.folder.root / SAMPLING_FILE, json.dumps({"fps": fps}).encode())
         except OSError as error:
@@ -126,3 +135,10 @@ def build_previewer(config: TrainRun, parts: Parts, folder: RunFolder, launch: L
         return None
     info = parts.dataset.info
     return Previewer(config, parts.engine, (info.time_ratio, info.space_ratio), folder, launch.device)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except (OSError, Refused) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Remedy: give name= another run") from error

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megavideo.device.choice import copies_for
+from megavideo.model.pack_index import PackBounds
 from megavideo.parallel.engines.engine import Engine, MicroBatch, StepOutcome
 from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.train.packs.feed import StepInput
+from megavideo.train.packs.loading import Loader
 from megavideo.train.packs.noising import TrainBatch
 
 
@@ -55,6 +59,7 @@ class Trainer:
 
     def __init__(self, engine: Engine, mesh: ProcessMesh, device: torch.device, rate: Callable[[int], float]) -> None:
         self._engine = engine
+        self._loader = Loader(copies_for(device), engine.dtype)
         self._mesh = mesh
         self._rate = rate
         self.device = device
@@ -68,8 +73,11 @@ class Trainer:
         # the engine takes the mean over ranks and packs; times their number it is the sum, and so over all tokens
         scale = self._mesh.loss_replicas * len(given.batches) / given.loss_tokens
         counted = self._mesh.loss_copies * given.loss_tokens
-        batches = [self._micro_batch(batch) for batch in given.batches]
-        outcome = self._engine.update(batches, scale, rate, None if limit is None else limit * counted)
+        bounds = [PackBounds.of(batch.pack) for batch in given.batches]
+        # closed, as a pipeline's engine keeps what it was given until the next step
+        with closing(self._loader.on_device(given.batches)) as batches:
+            made = map(self._micro_batch, batches)
+            outcome = self._engine.update(made, bounds, scale, rate, None if limit is None else limit * counted)
         error, spiked, *terms = self._over_ranks(outcome)
         names = self._term_names()
         report = StepReport(
@@ -96,7 +104,6 @@ class Trainer:
 
     def _micro_batch(self, batch: TrainBatch) -> MicroBatch:
         own = self._mesh.own_tokens(batch.target.shape[0])
-        batch = batch.to(self.device, self._engine.dtype)
         labels = () if batch.terms is None else batch.terms.tensors()
         return MicroBatch(batch.pack, batch.target[own], batch.weight[own], labels)
 

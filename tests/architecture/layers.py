@@ -6,36 +6,41 @@ from collections.abc import Callable, Iterator
 
 from tests.architecture.source import PACKAGE, Module, imports_of, resolve
 
-BASE = {"errors", "types", "config", "observe"}
-WORK = BASE | {"planning", "data", "diffusion", "model", "encoders", "parallel", "optim", "checkpoint"}
+BASE = {"errors", "types", "border", "config", "observe"}
+WORK = BASE | {"planning", "device", "data", "diffusion", "model", "encoders", "parallel", "optim", "checkpoint"}
+RUNS = WORK | {"interop", "generate", "evaluation", "train", "autoencoder", "preflight", "parity"}
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
-    "config": {"errors"},
-    "planning": {"config", "errors", "types"},
-    "observe": {"config", "errors", "types"},
+    "border": {"errors", "types"},
+    "config": {"border", "errors"},
+    "planning": {"border", "config", "errors", "types"},
+    "observe": {"border", "config", "errors", "types"},
+    "device": {"errors", "types"},
     "data": BASE,
     "diffusion": BASE,
-    "model": BASE,
+    "model": BASE | {"device"},
     "encoders": BASE | {"data"},
-    "parallel": BASE | {"model"},
+    "parallel": BASE | {"device", "model"},
     "optim": BASE | {"parallel"},
-    "checkpoint": BASE | {"parallel", "optim"},
-    "generate": WORK,
+    "checkpoint": BASE | {"device", "parallel", "optim"},
+    "interop": WORK,
+    "generate": WORK | {"interop"},
     "evaluation": WORK,
-    "train": WORK | {"generate", "evaluation"},
+    "train": WORK | {"interop", "generate", "evaluation"},
     "autoencoder": WORK | {"evaluation"},
     "preflight": WORK,
-    "launch": {"config", "planning", "errors", "types"},
-    "parity": WORK | {"train"},
-    "cli": WORK | {"generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch"},
-    "testing": WORK | {"generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "cli"},
+    "launch": {"border", "config", "planning", "errors", "types"},
+    "parity": WORK | {"interop", "train"},
+    "cli": WORK | {"interop", "generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch"},
+    "testing": WORK
+    | {"interop", "generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "cli"},
     "__main__": {"cli"},
     "": set(),
 }
 
-TORCH_FREE = ("errors", "types", "config", "planning", "launch")
+TORCH_FREE = ("errors", "types", "border", "config", "planning", "launch")
 TORCH_BOUND = {
     "torch", "torchvision", "deepspeed", "megatron", "transformer_engine", "diffusers", "transformers", "streaming",
 }  # fmt: skip

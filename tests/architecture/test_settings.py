@@ -108,7 +108,7 @@ def test_stray_yaml_file_is_caught(copied_configs: Path) -> None:
 
 @pytest.mark.parametrize("preset", group_options(configs_folder({}), "run"))
 def test_every_preset_composes_and_passes_the_rules(preset: str) -> None:
-    cfg = load(TrainRun, "train", [f"run={preset}", "data.uri=data/latents"])
+    cfg = load(TrainRun, "train", [f"run={preset}", "init_from=weights", "data.uri=data/latents"])
     assert cfg.name == preset
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megavideo.checkpoint.candidates import newest_manifest
 from megavideo.checkpoint.manifest import Header
+from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
 from megavideo.checkpoint.restore import restore, restore_weights
 from megavideo.checkpoint.saver import Checkpointer, SaveGroup
 from megavideo.config.schema.checkpoint import CheckpointConfig
@@ -133,7 +134,7 @@ def begin_from(launch: Launch, engines: list[Engine], layout: str, folder: str) 
     engine = engine_of(launch, engines, layout)
     train(launch, engine, 4, 1)
     try:
-        manifest = restore_weights(folder, engine)
+        restore_weights(lambda: CheckpointReader(find_checkpoint(Path(folder))), engine)
     except MegavideoError as error:
         return {"error": type(error).__name__, "message": str(error)}
     sums: dict[str, float] = {}
@@ -141,7 +142,7 @@ def begin_from(launch: Launch, engines: list[Engine], layout: str, folder: str) 
         for state, values in fragment.states.items():
             sums[state] = sums.get(state, 0.0) + float(values.double().abs().sum())
     steps = [float(fragment.steps) for fragment in held_fragments(engine)]
-    return {"step": manifest.step, "sums": sums, "steps": steps, "loss": train(launch, engine, 3, 1)}
+    return {"sums": sums, "steps": steps, "loss": train(launch, engine, 3, 1)}
 
 
 class _Told(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import torch
@@ -54,3 +55,20 @@ def test_a_disk_without_any_room_left(small_disk: Path) -> None:
         checkpointer.wait(required=True)
         assert [event.failure is None for event in checkpointer.poll()] == [True, False, True]
     assert [check(path) for path in list_checkpoints(folder)] == [1, 3]
+
+
+def test_a_disk_that_becomes_read_only_is_named_by_every_rank(small_disk: Path) -> None:
+    folder = small_disk / "checkpoints"
+    made = [Checkpointer(CheckpointConfig(), folder, SaveGroup(rank, 2, "one")) for rank in (0, 1)]
+    for step in (1, 2):
+        for rank, checkpointer in enumerate(made):
+            checkpointer.save(header(step), fragments(step, rank, 2))
+        for checkpointer in made:
+            checkpointer.wait()
+        if step == 1:
+            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for checkpointer in made:
+        (failure,) = [event.failure for event in checkpointer.poll() if event.step == 2]
+        assert failure is not None and "Read-only file system" in failure and "FileNotFoundError" not in failure
+        checkpointer.close()
+    assert [check(path) for path in list_checkpoints(folder)] == [1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +12,10 @@ from typing import Any
 
 import pytest
 
-from megavideo.checkpoint.manifest import list_checkpoints
+from megavideo.checkpoint.manifest import list_checkpoints, read_manifest
 from megavideo.checkpoint.read import CheckpointReader
-from megavideo.checkpoint.restore import restore_weights
-from megavideo.errors import CheckpointError
 from megavideo.testing.ranks import run_ranks
-from megavideo.testing.saved_run import alone
+from megavideo.testing.spoil import spoil_values
 from tests.checkpoint.restore_cases import Call, in_turn
 
 ZERO3, TENSOR = "dp2-zero3", "tp2-sp-zero1"
@@ -37,6 +37,12 @@ def nothing(run: Path, store: Path) -> None:
 
 def second_rank_meets_damage(run: Path, store: Path) -> None:
     flip(run / THIRD / FILES[1])
+
+
+def values_are_not_finite(run: Path, store: Path) -> None:
+    name = next(iter(read_manifest(run / THIRD).shapes))
+    spoil_values(run / THIRD, "exp_avg_sq", name, math.inf)
+    spoil_values(run / THIRD, "weight", name)
 
 
 def parts_are_missing(run: Path, store: Path) -> None:
@@ -73,6 +79,7 @@ class Restored:
 CASES = {
     "whole": Restored("plain", nothing),
     "damaged": Restored("plain", second_rank_meets_damage),
+    "not_finite": Restored("plain", values_are_not_finite),
     "missing": Restored("plain", parts_are_missing),
     "none_left": Restored("plain", all_damaged),
     "none_at_all": Restored("plain", run_is_gone),
@@ -80,6 +87,7 @@ CASES = {
     "weights": Restored("plain", nothing, "begin_from"),
     "weights_elsewhere": Restored("plain", nothing, "begin_from", TENSOR),
     "weights_damaged": Restored("plain", second_rank_meets_damage, "begin_from"),
+    "weights_not_finite": Restored("plain", values_are_not_finite, "begin_from"),
     "damaged_here_only": Restored("copied", second_rank_meets_damage),
     "run_gone": Restored("copied", run_is_gone),
     "copy_damaged": Restored("copied", copy_is_damaged),
@@ -168,6 +176,16 @@ def test_a_damaged_newest_one_is_set_aside_by_all(outcomes: Outcomes) -> None:
     assert names(outcomes.run("damaged")) == [f"damaged-{THIRD}", FIRST, SECOND]
 
 
+def test_one_that_is_not_finite_is_set_aside_by_all(outcomes: Outcomes) -> None:
+    """Its hashes are right; training on from it could only fail."""
+    check_restored(outcomes, "not_finite", 2)
+    (told,) = outcomes.restored["not_finite"][0]["told"]
+    assert f"{THIRD} IS DAMAGED: it is set aside as damaged-{THIRD}" in told
+    assert "values that are not finite: " in told
+    assert re.search(r"\bweight of '\S+' \(1 of ", told) and re.search(r"exp_avg_sq of '\S+' \(1 of ", told)
+    assert names(outcomes.run("not_finite")) == [f"damaged-{THIRD}", FIRST, SECOND]
+
+
 def test_manifests_and_files_that_are_missing(outcomes: Outcomes) -> None:
     check_restored(outcomes, "missing", 1)
     assert outcomes.restored["missing"][0]["newest"] == 2  # whose manifest is whole
@@ -202,11 +220,9 @@ def test_a_run_begins_with_weights_and_averages_of_another(outcomes: Outcomes, n
 def test_a_run_does_not_begin_with_damaged_weights(outcomes: Outcomes) -> None:
     for mine in outcomes.restored["weights_damaged"]:
         assert mine["error"] == "CheckpointError" and "rank 1: " in mine["message"]
-
-
-def test_weights_in_a_store_are_to_be_brought_here_first() -> None:
-    with alone(), pytest.raises(CheckpointError, match=r"^rank 0: s3://bucket/run: .* reshard s3://bucket/run out="):
-        restore_weights("s3://bucket/run", None)  # type: ignore[arg-type]  # it comes to no engine
+    for mine in outcomes.restored["weights_not_finite"]:
+        assert mine["error"] == "CheckpointError" and "weight of" in mine["message"]
+        assert "exp_avg_sq" not in mine["message"]  # which a run that begins does not take
 
 
 def test_copies_are_the_same_bytes(outcomes: Outcomes) -> None:

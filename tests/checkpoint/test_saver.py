@@ -100,7 +100,7 @@ def test_states_are_copied_beside_training_until_settled(tmp_path: Path, monkeyp
     """With `overlap` the copy may take long, `save` returns, and `settle` waits before the states change."""
     go_on = threading.Event()
     take = Snapshot.take
-    monkeypatch.setattr(Snapshot, "take", lambda self, given: (go_on.wait(20), take(self, given))[1])
+    monkeypatch.setattr(Snapshot, "take", lambda self, *given: (go_on.wait(20), take(self, *given))[1])
     with Checkpointer(config(), tmp_path, SaveGroup(0, 1, "one")) as checkpointer:
         live = fragments(1)
         assert checkpointer.save(header(1), live, overlap=True) < 5

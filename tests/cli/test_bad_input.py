@@ -79,7 +79,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Iterator[
     assert main(["ingest", f"src={folder / 'clips'}", f"out={folder / 'list'}"]) == 0
     assert main(["encode", f"src={folder / 'list'}", f"out={folder / 'latents'}", "autoencoder.fit_clips=3"]) == 0
     spoil_copies(folder)
-    on_nowhere = start((*MICRO, "data.uri=nowhere"), folder, repo_root)
+    on_nowhere = start((*MICRO, "data.uri=nowhere", "output=others"), folder, repo_root)  # a run folder has one owner
     status, out, err = end(start((*MICRO, "data.uri=latents", SMALL_PACKS, "--json"), folder, repo_root))
     assert status == 0, err
     damaged = shutil.copytree(folder / "runs", folder / "damaged")

@@ -49,7 +49,7 @@ def test_report_and_help(folder: Path, capfd: pytest.CaptureFixture[str]) -> Non
         ("src=empty URL", "holds no video"),
         ("src=clips URL captions=nowhere.jsonl", "nowhere.jsonl"),
         ("src=clips URL shard=3/2", "shard"),
-        ("src=clips URL captioner.endpoint.key_variable=UNSET", "UNSET"),
+        ("src=clips URL captioner.endpoint.key_variable=UNSET", "captioner.endpoint.key_variable: names no"),
         ("src=clips URL", "captioner.endpoint.url"),
         ("src=clips URL captioner.framez=3", "did you mean captioner.frames?"),
     ],

@@ -9,14 +9,26 @@ import pytest
 
 from megavideo.cli.main import main
 from megavideo.cli.verbs.doctor import describe_machine
-from megavideo.parallel.machine.accelerators import Accelerators, Gpu, Part
+from megavideo.parallel.attention.report import KernelReport, KernelSpeed
+from megavideo.parallel.attention.timing import Speed
+from megavideo.parallel.machine.accelerators import Gpu, Part
+from megavideo.parallel.machine_report import MachineReport
 from megavideo.testing.dataset import write_dataset
 
-MACHINE = Accelerators(
+MACHINE = MachineReport(
     torch="2.11.0",
     cuda="13.0",
     gpus=(Gpu("NVIDIA H200", "9.0", 139.8),),
     parts=(Part("Transformer Engine", True, "2.20.2", "local layers"), Part("NCCL", False, "none built", "gloo")),
+    kernels=(
+        KernelReport("fa4", "flash attention 4", None, "flash-attn-4 is not installed", "pip install it", False),
+        KernelReport("fa2", "flash attention 2", "2.11.0", "", "", True),
+        KernelReport("cpu", "on CPUs", None, "it computes on a CPU, and this process has a GPU", "", False),
+    ),
+    speeds=(
+        KernelSpeed("fa2", "self", Speed("fa2", 1.25, 3.5, 370.25, 322.0)),
+        KernelSpeed("fa2", "text", None, "RuntimeError: out of memory"),
+    ),
 )
 
 
@@ -25,19 +37,51 @@ def test_missing_parts_say_what_runs_instead() -> None:
     assert lines[0] == "torch 2.11.0, built for CUDA 13.0"
     assert lines[1:3] == ["GPUs: 1", "  0  NVIDIA H200, compute capability 9.0, 139.8 GiB"]
     rows = [" ".join(line.split()) for line in lines[4:]]
-    assert rows == ["yes Transformer Engine 2.20.2", "no NCCL none built", "instead: gloo"]
+    assert rows[:3] == ["yes Transformer Engine 2.20.2", "no NCCL none built", "instead: gloo"]
+    assert rows[5:11] == [
+        "no fa4 flash attention 4",
+        "flash-attn-4 is not installed",
+        "pip install it",
+        "auto fa2 flash attention 2 (2.11.0)",
+        "no cpu on CPUs",
+        "it computes on a CPU, and this process has a GPU",
+    ]
+    assert rows[12:] == [
+        "kernel attends ms TFLOP/s ms TFLOP/s forward, backward",
+        "fa2 self 1.250 370 3.500 322",
+        "fa2 text FAILED: RuntimeError: out of memory",
+    ]
 
 
 def test_doctor_looks_at_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
-    assert set(found) == {"torch", "cuda", "gpus", "parts"}
+    assert set(found) == {"torch", "cuda", "gpus", "parts", "kernels", "speeds"}
+    assert {kernel["name"] for kernel in found["kernels"]} == {"cpu", "fa4", "fa3", "te", "cudnn", "fa2"}
+    assert sum(kernel["taken"] for kernel in found["kernels"]) == 1
     assert {part["name"] for part in found["parts"]} >= {"Transformer Engine", "NCCL", "gloo", "NVIDIA apex"}
     assert main(["doctor"]) == 0
     out = capfd.readouterr().out
     for part in found["parts"]:
         assert part["detail"] in out
         assert part["available"] or f"instead: {part['instead']}" in out
+
+
+def test_kernels_are_timed_when_asked(capfd: pytest.CaptureFixture[str]) -> None:
+    shape = ["attention.tokens=65", "attention.text_tokens=9", "attention.segments=2", "attention.heads=2"]
+    assert main(["doctor", "attention.time=true", *shape, "attention.head_dim=16", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)["speeds"]
+    assert [(row["attends"], row["fault"]) for row in rows if row["kernel"] == "cpu"] == [("self", ""), ("text", "")]
+    for row in rows:
+        assert all(
+            row["speed"][name] > 0 for name in ("forward_ms", "backward_ms", "forward_tflops", "backward_tflops")
+        )
+    assert main(["doctor", "attention.time=false", "attention.tokens=64"]) == 2
+    assert "without effect" in capfd.readouterr().err
+    assert main(["doctor", "attention.tokens=3"]) == 2
+    assert "attention.segments=4" in capfd.readouterr().err
+    assert main(["doctor", "data=somewhere", "attention.heads=3"]) == 2
+    assert "attention.heads=3: has no effect with a dataset" in capfd.readouterr().err
 
 
 def test_machine_has_no_settings(capfd: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,9 @@ def test_free_text_is_never_parsed(
     room: Callable[..., None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     got: list[Any] = []
-    room("megavideo.generate.run", "sample", lambda cfg, prompts, negative: got.append((prompts, negative)))
+    room(
+        "megavideo.generate.run", "sample", lambda cfg, prompts, negative, files: got.append((tuple(prompts), negative))
+    )
     file = tmp_path / "prompts.txt"
     file.write_text("  first, line \n\nsecond=line\n", encoding="utf-8")
     text = 'a "red" ball, {bouncing} [left] = it\'s ~fast, ${x}'

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from megavideo.cli.main import main
+from megavideo.data.storage.owners import Claim, owning
 from megavideo.observe.metrics import MetricsWriter
 
 
@@ -52,6 +53,42 @@ def test_which_run_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str
     ):
         assert main(["status", *words]) == 2
         assert said in capfd.readouterr().err
+
+
+def test_a_path_with_an_equals_sign_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _write(tmp_path / "a=b", 30, 30)
+    monkeypatch.chdir(tmp_path)
+    for word in ("a=b", "./a=b", str(tmp_path / "a=b")):
+        assert main(["status", word]) == 0
+        assert capfd.readouterr().out.startswith("a=b: finished")
+    (tmp_path / "window=5").mkdir()
+    assert main(["status", "a=b", "window=5", "--json"]) == 0  # a setting stays one
+    assert json.loads(capfd.readouterr().out)["runs"][0]["loss"]["steps"] == 5
+    assert main(["status", "no/such=run"]) == 2
+    assert "no/such=run: is no folder" in capfd.readouterr().err
+    assert main(["status", "a=b", "windw=5"]) == 2
+    assert "did you mean window?" in capfd.readouterr().err
+
+
+def test_the_owner_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = _write(tmp_path / "run", 3, 30)
+    with owning(run, Claim("train", "name= another run")):
+        assert main(["status", str(run)]) == 0
+        assert f"train, process {os.getpid()} on " in capfd.readouterr().out
+        assert main(["status", str(run), "--json"]) == 0
+        owner = json.loads(capfd.readouterr().out)["runs"][0]["owner"]
+        assert (owner["use"], owner["pid"], owner["alive"]) == ("train", os.getpid(), True)
+    assert main(["status", str(run), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["runs"][0]["owner"] is None
+
+
+def test_a_run_that_reads_its_data_is_told_with_its_owner(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with owning(tmp_path / "run", Claim("train", "name= another run")):
+        assert main(["status", str(tmp_path / "run")]) == 0
+    told = capfd.readouterr().out
+    assert told.startswith("run: empty, nothing was written here yet") and f"process {os.getpid()} on" in told
 
 
 def test_watching_ends_with_the_run(tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ def test_captioning(words: str, field: str) -> None:
 
 def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
     words = ["src=a", "out=b", "captioner.endpoint.url='http://me:hunter2@h:8000/v1'", MODEL]
-    with pytest.raises(ConfigError, match="no name or password") as caught:
+    with pytest.raises(ConfigError, match="holds a password") as caught:
         load(CaptionRun, "caption", words)
-    assert "hunter2" not in str(caught.value) and "***@h:8000" in str(caught.value)
+    assert "hunter2" not in str(caught.value) and caught.value.value is None
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_heads_that_cannot_be_dealt(text: str, heads: int, rule: str, remedy: st
 
 @pytest.mark.parametrize("preset", group_options(configs_folder({}), "run"))
 def test_dump_round_trip(preset: str) -> None:
-    cfg = load(TrainRun, "train", [f"run={preset}", "data.uri='s3://a/b: c'", "name='7'"])
+    cfg = load(TrainRun, "train", [f"run={preset}", "init_from=weights", "data.uri='s3://a/b: c'", "name='7'"])
     assert from_yaml(TrainRun, to_yaml(cfg)) == cfg
 
 
@@ -142,3 +142,9 @@ def test_dump_is_held_to_the_rules() -> None:
     text = to_yaml(load(TrainRun, "train", ["data.uri=a"])).replace("heads: 4", "heads: 3")
     with pytest.raises(ConfigError, match=r"model\.heads"):
         from_yaml(TrainRun, text)
+
+
+def test_a_word_of_any_length_makes_a_short_message() -> None:
+    with pytest.raises(ConfigError, match="is no word of a layout") as caught:
+        parse_layout("z" * 10_000)
+    assert len(str(caught.value)) < 4000

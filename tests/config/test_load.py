@@ -170,6 +170,7 @@ def test_every_group_option_is_listed() -> None:
         "curriculum",
         "observe",
         "layers",
+        "lora",
         "run",
     }
     assert "wan" in group_options(folder, "autoencoder")

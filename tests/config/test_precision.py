@@ -35,6 +35,14 @@ def train_with(words: str) -> TrainRun:
         (FP8 + "layers.fp8_exclude=[embed,1]", "layers.fp8_exclude[1]", "must be text"),
         (FP8 + "layers.fp8=delayed train.recompute.kind=full", "layers.fp8", "history"),
         (FP8 + "layers.fp8=e4m3", "layers.fp8", "must be one of none, current, delayed, block, mxfp8"),
+        ("layers.attention=fa4", "layers.attention", "needs train.precision=bf16, not fp32"),
+        (
+            "layers.attention=fa2 train.precision=bf16 model.width=240 model.heads=12",
+            "layers.attention",
+            "width divides by 8",
+        ),
+        ("layers=te layers.attention=cpu train.precision=bf16", "layers.attention", "layers.engine=te on a GPU"),
+        ("layers.attention=flash", "layers.attention", "must be one of auto, cpu, fa4"),
         (FP8 + "data.tokens_per_pack=2056", "data.tokens_per_pack", "divide by 16"),
         (FP8 + "data.text_tokens_per_pack=1000", "data.text_tokens_per_pack", "divide by 16"),
         (FP8 + "model.ffn=1000", "model.ffn", "divide by 16 on each of 1 tensor-parallel ranks"),
@@ -54,6 +62,8 @@ def test_refused(words: str, field: str, part: str) -> None:
     "words",
     [
         "layers=te train.precision=bf16",
+        "layers=te layers.attention=fa4 train.precision=bf16",
+        "layers.attention=stand_in",
         FP8,
         FP8 + "layers.fp8=delayed",
         FP8 + "train.recompute.kind=full",

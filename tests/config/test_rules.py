@@ -10,6 +10,7 @@ from megavideo.config.load import load
 from megavideo.config.rules import rules_for
 from megavideo.config.rules.model import rotary_split
 from megavideo.config.schema.cluster import SlurmGenRun
+from megavideo.config.schema.export import ExportRun
 from megavideo.config.schema.parity import ParityRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
@@ -25,6 +26,7 @@ BASE: dict[str, tuple[type[Any], list[str]]] = {
     "train_vae": (TrainVaeRun, []),
     "slurm_gen": (SlurmGenRun, []),
     "sample": (SampleRun, ["ckpt=run", "out=a.mp4"]),
+    "export": (ExportRun, ["ckpt=run", "out=a"]),
 }
 
 
@@ -37,11 +39,23 @@ def load_with(primary: str, words: str) -> Any:
 
 
 REFUSED = [
+    ("train", "lora.alpha=8", "lora.alpha", "no effect with lora.rank=null"),
+    ("train", "lora.base=runs/base", "lora.base", "no effect with lora.rank=null"),
+    ("train", "lora.rank=4 lora.base=runs/base", "lora.targets", "needs it"),
+    ("train", "lora=blocks", "lora.base", "needs it"),
+    ("train", "optim.muon_momentum=0.9", "optim.muon_momentum", "no effect with optim.algorithm=adamw"),
+    ("train", "optim.muon_precision=fp32", "optim.muon_precision", "no effect with optim.algorithm=adamw"),
+    ("train", "optim=muon optim.warmup_steps=9 optim.muon_momentum=null", "optim.muon_momentum", "needs it"),
+    ("train", "optim=muon optim.warmup_steps=9 optim.muon_precision=null", "optim.muon_precision", "needs it"),
+    ("train", "optim=muon optim.warmup_steps=9 layout=dp2-zero1-offload", "layout", "host memory"),
+    ("train_vae", "optim=muon optim.warmup_steps=9", "optim.algorithm", "an autoencoder has none"),
     ("train", "model.heads=3", "model.heads", "must divide"),
     ("train", "model.heads=64", "model.heads", "at least 6"),
     ("train", "model.width=60 model.heads=4", "model.heads", "even"),
     ("train", "model.patch=[1,2,0]", "model.patch", ">= 1"),
     ("train", "model.time_dim=7", "model.time_dim", "even"),
+    ("train", "run=wan_finetune", "init_from", "is required"),
+    ("train", "model.image_dim=1280", "model.image_dim", "no image embedding"),
     ("train", "diffusion.prediction=v", "diffusion.prediction", "predicts velocity"),
     ("train", "diffusion=ddpm diffusion.prediction=velocity", "diffusion.prediction", "epsilon or v"),
     ("train", "diffusion.logit_mean=null", "diffusion.logit_mean", "needs it"),
@@ -104,9 +118,9 @@ REFUSED = [
         "expand.endpoint.attempts",
         "without expand.endpoint.url",
     ),
-    ("ingest", "src=s3://bucket/clips", "src", "not an address"),
+    ("ingest", "src=gs://bucket/clips", "src", "s3://bucket/prefix"),
     ("ingest", "out=s3://bucket/clips", "out", "not an address"),
-    ("encode", "src=s3://bucket/clips", "src", "not an address"),
+    ("encode", "src=gs://bucket/clips", "src", "s3://bucket/prefix"),
     ("encode", "out=gs://bucket/x", "out", "s3://"),
     ("encode", "src=a/ out=a", "out", "differ"),
     ("encode", "patch=[0,2,2]", "patch", ">= 1"),
@@ -119,8 +133,44 @@ REFUSED = [
     ("encode", "autoencoder=wan autoencoder.path=null", "autoencoder.path", "needs it"),
     ("encode", "text_encoder.dim=null", "text_encoder.dim", "needs it"),
     ("encode", "text_encoder.path=a", "text_encoder.path", "no effect"),
+    ("encode", "text_encoder.pad_to=512", "text_encoder.pad_to", "no effect"),
+    ("encode", "text_encoder=wan text_encoder.path=a text_encoder.pad_to=77", "text_encoder.pad_to", "would not fit"),
     ("encode", "text_encoder=transformers text_encoder.path=a text_encoder.dim=8", "text_encoder.dim", "no effect"),
+    ("train", "diffusion=ddpm diffusion.sigma_range=[0.5,1]", "diffusion.sigma_range", "no effect"),
+    ("train", "diffusion.sigma_range=[0.9,0.1]", "diffusion.sigma_range", "from less noise to more"),
+    ("train", "diffusion.sigma_range=[0,1]", "diffusion.sigma_range", "no effect"),
+    ("train", "diffusion.sigma_range=[0.5,1.5]", "diffusion.sigma_range[1]", "<= 1"),
+    (
+        "train",
+        "diffusion.sigma_range=[0.875,1] diffusion.terms.temporal_consistency=0.1",
+        "diffusion.terms.max_level",
+        "no effect",
+    ),
+    (
+        "train",
+        "model.given_channels=16 diffusion.conditions.image_to_video=1",
+        "model.given_channels",
+        "a mask besides model.latent_channels=16",
+    ),
+    ("train", "model.given_channels=20", "model.given_channels", "no effect"),
+    (
+        "train",
+        "model.given_channels=20 diffusion=flow_conditions",
+        "diffusion.conditions.extension",
+        "lays out for image_to_video",
+    ),
+    ("sample", "boundary=0.9", "boundary", "no effect"),
+    ("sample", "low_ckpt=b", "boundary", "needs it"),
+    ("sample", "low_ckpt=b boundary=1", "boundary", "<= 0.999"),
     ("sample", "out=a.gif", "out", ".mp4"),
+    ("export", "out=s3://bucket/a", "out", "not an address"),
+    ("export", "format=single", "out", "is one file"),
+    ("export", "format=wan out=a.safetensors", "out", "is a folder"),
+    ("export", "format=single out=a.safetensors shard_gb=2", "shard_gb", "no effect"),
+    ("export", "format=wan shift=3", "shift", "no effect"),
+    ("export", "format=transformer parts.vae=link", "parts.vae", "no effect"),
+    ("export", "parts.tokenizer=move", "parts.tokenizer", "copy"),
+    ("export", "dtype=fp16", "dtype", "bf16"),
     ("sample", "out=s3://bucket/a.mp4", "out", "not an address"),
     ("sample", "scheduler=ddim shift=3", "shift", "no effect"),
 ]
@@ -134,6 +184,9 @@ ACCEPTED = [
     ("train", "diffusion=ddpm_v"),
     ("train", "diffusion=flow_conditions"),
     ("train", "diffusion.loss_weight=shift_sigma diffusion.shift_loss_scale=1"),
+    ("train", "model.given_channels=20 diffusion.conditions.image_to_video=1"),
+    ("train", "diffusion.sigma_range=[0.875,1] diffusion.shift=5"),
+    ("sample", "low_ckpt=b boundary=0.875"),
     ("train", "diffusion.shift_by_content=0.5 diffusion.shift=3"),
     ("train", "diffusion.terms.temporal_consistency=0.1 diffusion.terms.max_level=0.5"),
     ("train", "diffusion.terms.perceptual=0.1 diffusion.terms.perceptual_clips=2"),
@@ -143,7 +196,10 @@ ACCEPTED = [
     ("train", "model.modulation=adaln_zero"),
     ("encode", "autoencoder=wan autoencoder.path=a autoencoder.precision=bf16"),
     ("encode", "text_encoder=transformers text_encoder.path=a"),
+    ("encode", "text_encoder=wan text_encoder.path=a"),
     ("sample", "out=folder"),
+    ("export", "format=single out=a.safetensors"),
+    ("export", "shift=3 parts.vae=link parts.tokenizer=none"),
 ]
 
 

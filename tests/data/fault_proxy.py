@@ -16,10 +16,14 @@ Fault = Callable[[str, int], str | None]
 
 
 class FaultProxy:
-    """Forwards to `target` what comes to `url`. `fault` names what happens to a GET of a shard; None is nothing."""
+    """Forwards to `target` what comes to `url`.
 
-    def __init__(self, target: str) -> None:
+    `fault` names what happens to a GET of a shard, or of another object whose name ends with `suffix`; None is nothing.
+    """
+
+    def __init__(self, target: str, suffix: str = ".mds") -> None:
         self.target = urlsplit(target).netloc
+        self.suffix = suffix
         self.fault: Fault = lambda path, count: None
         self.gets: Counter[str] = Counter()
         self.ended = threading.Event()
@@ -48,7 +52,7 @@ class FaultProxy:
 
     def fault_of(self, path: str) -> str | None:
         name = urlsplit(path).path.rsplit("/", 1)[-1]
-        if not name.endswith(".mds"):
+        if not name.endswith(self.suffix):
             return None
         with self._lock:
             self.gets[name] += 1

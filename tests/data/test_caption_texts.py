@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,3 +46,16 @@ def test_contradictions(lengths: list[int], weights: list[float]) -> None:
         split_texts(row)
     with pytest.raises(ValueError, match="no set of captions"):
         join_texts([text(1, 1)], [])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "weights"),
+    [([[2], [3]], [0.5, 0.5]), ([2, 3], [[0.5], [0.5]]), ([2, 3], [0.5, float("nan")]), ([2**31 - 1] * 3, [1.0] * 3)],
+)
+def test_columns_that_others_wrote(lengths: list[Any], weights: list[Any]) -> None:
+    row = {
+        "text": np.zeros((5, 4), np.float16), "text_lengths": np.asarray(lengths, np.int32),
+        "text_weights": np.asarray(weights, np.float64),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="contradict"):
+        split_texts(row)

@@ -77,21 +77,42 @@ def test_clips_of_one_file(tmp_path: Path) -> None:
     ("row", "part"),
     [
         ({"file": "a", "captions": []}, "no list"),
-        ({"file": "a", "captions": "x"}, "no list"),
-        ({"file": "a", "captions": [{"weight": 1}]}, "without a text"),
+        ({"file": "a", "captions": "x"}, "captions: it is 'x', and should be a valid array"),
+        ({"file": "a", "captions": [{"weight": 1}]}, "captions.0.text: it is missing"),
         ({"file": "a", "captions": [" "]}, "without a text"),
-        ({"file": "a", "captions": [{"text": "x", "weight": 0}]}, "no positive number: 0"),
-        ({"file": "a", "captions": [{"text": "x", "weight": True}]}, "no positive number: True"),
-        ({"file": "a", "captions": [{"text": "x", "weight": float("nan")}]}, "no positive number: nan"),
-        ({"file": "a", "captions": [{"text": "x", "source": 1}]}, '"source"'),
-        ({"file": "a", "clip_id": 3, "caption": "x"}, '"clip_id"'),
+        ({"file": "a", "captions": [{"text": " "}]}, "without a text"),
+        ({"file": "a", "captions": [1]}, "captions.0: it is 1, and should be"),
+        ({"file": "a", "captions": [{"text": "x", "weight": 0}]}, "captions.0.weight: it is 0, and should be greater"),
+        ({"file": "a", "captions": [{"text": "x", "weight": True}]}, "captions.0.weight: it is True, and should be"),
+        (
+            {"file": "a", "captions": [{"text": "x", "weight": float("nan")}]},
+            "captions.0.weight: it is nan, and should",
+        ),
+        ({"file": "a", "captions": [{"text": "x", "weight": 10**400}]}, "captions.0.weight: "),
+        ({"file": "a", "captions": [{"text": "x", "source": 1}]}, "captions.0.source: it is 1, and should be"),
+        ({"file": "a", "clip_id": 3, "caption": "x"}, "clip_id: it is 3, and should be"),
+        ({"file": "a", "caption": "\ud800"}, "not valid JSON"),
+        ({"file": "\udcff", "caption": "x"}, "not valid JSON"),
+        ({"file": "n" * 5000, "caption": "x"}, "is no name of a file"),
+        ({"file": "a\0b", "caption": "x"}, "is no name of a file"),
         ({"file": "a"}, 'no text under "caption"'),
+        (["a"], "and should be an object"),
     ],
 )
-def test_rows_that_are_none(tmp_path: Path, row: dict[str, Any], part: str) -> None:
-    with pytest.raises(DataError, match="line 2") as caught:
-        table(tmp_path, {"file": "b", "caption": "good"}, row)
-    assert part in str(caught.value) and "Remedy: " in str(caught.value)
+def test_rows_that_are_none(tmp_path: Path, row: Any, part: str) -> None:
+    found = table(tmp_path, {"file": "b", "caption": "good"}, row, {"file": "c", "caption": "good too"})
+    assert [path.name for path in found.captions] == ["b", "c"], "one bad row never ends the others"
+    assert [note.line for note in found.notes] == [2]
+    assert found.notes[0].reason.startswith("no row of captions: ") and part in found.notes[0].reason
+
+
+@pytest.mark.parametrize("line", [b"[" * 200_000, b'{"file": "a", "caption": ' + b"[" * 200_000, b"\xff\xfe", b"{"])
+def test_lines_that_are_no_json(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_bytes(b'{"file": "b", "caption": "good"}\n' + line + b'\n{"file": "c", "caption": "good too"}')
+    found = read_caption_table(path, tmp_path)
+    assert len(found.captions) == 2
+    assert [note.line for note in found.notes] == [2] and "not valid JSON" in found.notes[0].reason
 
 
 def test_sidecars(tmp_path: Path) -> None:
@@ -100,5 +121,5 @@ def test_sidecars(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"captions": TWO}))
     assert read_sidecar_captions(clip) == (WeightedCaption("short"), WeightedCaption("long", 3.5, "vlm"))
     (tmp_path / "a.json").write_text('{"captions": [1]}')
-    with pytest.raises(DataError, match=r"a\.json has an entry"):
+    with pytest.raises(DataError, match=r"a\.json' cannot be used: captions\.0: it is 1, and should be"):
         read_sidecar_captions(clip)

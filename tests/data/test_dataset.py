@@ -11,7 +11,6 @@ from streaming import MDSWriter, StreamingDataset
 
 from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.dataset.dataset import (
-    COLUMNS,
     DatasetInfo,
     checksum,
     info_bytes,
@@ -20,6 +19,7 @@ from megavideo.data.dataset.dataset import (
     open_dataset,
     parse_info,
 )
+from megavideo.data.dataset.index import COLUMNS
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.shards import ShardReader
 from megavideo.data.table.open import open_samples

@@ -66,8 +66,17 @@ def test_ids_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_broken_row_is_told_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     path.write_text('{"file": "a.mp4", "caption": "x"}\n\n{"file": 3}\n')
-    with pytest.raises(DataError, match=r"captions\.jsonl, line 3: no text under \"file\""):
-        Captions(tmp_path, None).check(["a.mp4"])
+    with closing(Captions(tmp_path, None)) as captions:
+        captions.check(["a.mp4"])
+        assert [(note.file, note.line, note.reason) for note in captions.notes(["a.mp4"], all_known=True)] == [
+            ("captions.jsonl", 3, "no row of captions: file: it is 3, and should be a valid string")
+        ]
+    path.write_text('{"file": 3}\n')
+    with (
+        closing(Captions(tmp_path, None)) as captions,
+        pytest.raises(DataError, match=r"captions\.jsonl, line 1: no row of captions: .*nor is any other"),
+    ):
+        captions.check(["a.mp4"])
     path.write_text("\n")
     with closing(Captions(tmp_path, None)) as captions, pytest.raises(DataError, match="none of 1 clips has a caption"):
         captions.check(["a.mp4"])
@@ -79,7 +88,7 @@ def test_one_of_many_tasks_reads_the_captions_before_the_last_step(tmp_path: Pat
     for number in range(4):
         write_clip(src / f"{number}.mp4", texture(number, 5, 32, 32))
     (src / "captions.jsonl").write_text("no row")
-    with pytest.raises(DataError, match=r"captions\.jsonl, line 1: not JSON"):
+    with pytest.raises(DataError, match=r"captions\.jsonl, line 1: no row of captions: not valid JSON"):
         ingest(IngestRun(src=str(src), out=str(tmp_path / "out"), shard="0/2"))
     report = ingest(IngestRun(src=str(src), out=str(tmp_path / "out"), shard="1/2"))
     assert 0 < report.inputs_waiting < 4 and report.caption_notes == ()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from megavideo.config.schema.prepare import AutoencoderConfig, EncodeRun, IngestRun, TextEncoderConfig
-from megavideo.data.clips.media import is_media
+from megavideo.data.clips.formats import is_media
 from megavideo.data.dataset.dataset import open_dataset
 from megavideo.data.ingest.run import ingest
 from megavideo.data.stream.shards import ShardReader

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from megavideo.data.clips import media
-from megavideo.data.clips.media import Anchor, decode_frames, iter_frames, iter_video, probe
+from megavideo.data.clips.media import decode_frames, iter_frames, iter_video, probe
+from megavideo.data.clips.seek import Anchor
 from megavideo.errors import DataError
 from tests.data.clip_files import moving_square, turn_header, write_clip
+from tests.data.seek_files import write_video_file
 
 
 def near(a: np.ndarray, b: np.ndarray) -> bool:
@@ -64,7 +64,7 @@ def test_only_the_window_is_decoded(tmp_path: Path) -> None:
     frames = iter_frames(path, 2, 20)
     assert next(frames).shape == (32, 32, 3)
     assert len(list(frames)) == 19
-    with pytest.raises(DataError, match="ends at frame 30"):
+    with pytest.raises(DataError, match="has 30 frames"):
         decode_frames(path, 20, 11)
 
 
@@ -125,7 +125,7 @@ def test_an_anchor_changes_nothing(tmp_path: Path, name: str, codec: str) -> Non
     # A time that no frame has leads to reading from the beginning.
     wrong = list(iter_frames(path, 100, 2, Anchor(100, seconds[100] + 0.01)))
     assert np.array_equal(np.stack(wrong), decode_frames(path, 100, 2))
-    with pytest.raises(DataError, match="ends at frame 150"):
+    with pytest.raises(DataError, match="has 150 frames"):
         list(iter_frames(path, 149, 2, Anchor(149, seconds[149])))
 
 
@@ -141,17 +141,24 @@ def test_a_clock_that_jumps_by_weeks_is_damage(tmp_path: Path) -> None:
         probe(path)
 
 
-def test_an_anchor_saves_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_clip(tmp_path / "a.mp4", moving_square(600, 32, 48), fps=25)
-    decoded = 0
-    whole = media._presentation_order
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "mpeg4"])
+def test_transport_streams_one_behind_the_other(tmp_path: Path, codec: str) -> None:
+    """Every frame of both is read; a packet that is lost in the middle is damage all the same."""
+    part = write_video_file(tmp_path / "a.ts", codec).read_bytes()
+    frames = np.stack([frame.rgb() for frame in iter_video(tmp_path / "a.ts")])
+    (tmp_path / "b.ts").write_bytes(part + part)
+    both = np.stack([frame.rgb() for frame in iter_video(tmp_path / "b.ts")])
+    assert np.array_equal(both, np.concatenate([frames, frames]))
+    lost = 188 * (len(part) // 188 // 2)
+    (tmp_path / "c.ts").write_bytes(part[:lost] + part[lost + 3 * 188 :])
+    with pytest.raises(DataError, match="damaged"):
+        probe(tmp_path / "c.ts")
 
-    def counted(frames: Iterator[media.Frame]) -> Iterator[media.Frame]:
-        nonlocal decoded
-        for frame in whole(frames):
-            decoded += 1
-            yield frame
 
-    monkeypatch.setattr(media, "_presentation_order", counted)
-    list(iter_frames(path, 580, 4, Anchor(580, 580 / 25)))
-    assert decoded < 260  # x264 sets a key frame every 250
+def test_a_webm_of_one_frame(tmp_path: Path) -> None:
+    """Its duration is how long the frame is shown."""
+    path = write_clip(tmp_path / "a.webm", moving_square(2, 32, 32), codec="libvpx-vp9", times=[0, 3000])
+    data = path.read_bytes()
+    block = data.rindex(b"\xa3")  # of the second frame
+    path.write_bytes(data[:block])
+    assert probe(path).frames == 1

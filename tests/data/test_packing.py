@@ -90,3 +90,10 @@ def test_ranks_share_packs_evenly(dp_size: int) -> None:
     assert max(sums) <= max(in_order)
     if dp_size <= 8:
         assert np.mean(sums) / max(sums) > 0.97
+
+
+def test_packs_of_thousands_of_items_are_left_as_they_are() -> None:
+    """They are too large for exchanges between them, and what finds no place is left over."""
+    tokens, text = np.ones(3700, np.int64), np.ones(3700, np.int64)
+    packing = pack_balanced(tokens, text, PackLimits(2000, 4000, 1800, 1), 2)
+    assert [len(pack) for pack in packing.packs] == [1800, 1800] and len(packing.left) == 100

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from megavideo.config.schema.diffusion import ConditionConfig
-from megavideo.diffusion.conditions import condition_mask, draw_mask, draw_task, drops_text
+from megavideo.config.schema.model import ModelConfig
+from megavideo.data.patches import patchify, unpatchify
+from megavideo.diffusion.conditions import condition_mask, draw_mask, draw_task, drops_text, given_channels
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.types import Grid
 
@@ -91,3 +93,15 @@ def test_text_dropout_share() -> None:
     assert dropped / 2000 == pytest.approx(0.2, abs=4 * (0.16 / 2000) ** 0.5)
     assert not any(drops_text(0.0, key(i)) for i in range(200))
     assert all(drops_text(1.0, key(i)) for i in range(200))
+
+
+def test_given_channels_are_laid_out_as_wan_has_them() -> None:
+    """Four channels of a mask, then the clean latents: those of the first frame, zero elsewhere."""
+    config = ModelConfig(layers=1, width=16, ffn=16, heads=2, latent_channels=6, text_dim=8, given_channels=10)
+    latent = torch.randn(6, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    grid = Grid(3, 2, 4)
+    given = condition_mask("image_to_video", key(0), grid)
+    found = unpatchify(given_channels(patchify(latent, config.patch), given, config), grid, config.patch)
+    expected = torch.zeros(10, 3, 4, 8)
+    expected[:4, 0], expected[4:, 0] = 1.0, latent[:, 0]
+    assert torch.equal(found, expected)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from bisect import bisect
 
 import pytest
 import torch
 
 from megavideo.config.schema.diffusion import DiffusionConfig
 from megavideo.diffusion.randomness import SampleKey
-from megavideo.diffusion.timesteps import apply_shift, draw_level, size_shift
+from megavideo.diffusion.timesteps import apply_shift, draw_level, range_share, size_shift, undo_shift
 from megavideo.types import Grid
 
 GRID = Grid(3, 4, 4)
@@ -68,6 +69,56 @@ def test_shifts_act_on_the_drawn_level() -> None:
     by_size = dataclasses.replace(UNIFORM, shift_by_size=True)
     for grid in (GRID, Grid(1, 64, 64)):
         assert draw_level(by_size, key, grid) == apply_shift(plain, size_shift(grid))
+
+
+@pytest.mark.parametrize(("boundary", "unshifted"), [(0.9, 0.6429), (0.875, 0.5833)])
+def test_a_boundary_of_shifted_levels_is_another_one_before_the_shift(boundary: float, unshifted: float) -> None:
+    """The boundaries of Wan 2.2, at its shift of 5."""
+    assert undo_shift(boundary, 5.0) == pytest.approx(unshifted, abs=5e-5)
+    assert apply_shift(undo_shift(boundary, 5.0), 5.0) == pytest.approx(boundary)
+
+
+BY_CONTENT = DiffusionConfig(shift_by_size=True, shift_by_content=0.7)
+PLAIN = [
+    UNIFORM,
+    dataclasses.replace(UNIFORM, shift=5.0),
+    DiffusionConfig(logit_mean=0.4, logit_std=1.3, shift=5.0),
+    BY_CONTENT,
+]
+
+
+@pytest.mark.parametrize("plain", PLAIN)
+@pytest.mark.parametrize("ends", [(0.875, 1.0), (0.0, 0.875), (0.3, 0.6)])
+def test_a_range_is_drawn_from_as_what_falls_in_it(plain: DiffusionConfig, ends: tuple[float, float]) -> None:
+    """The restricted draws against those of the unrestricted ones in the range, by Kolmogorov and Smirnov."""
+    low, high = ends
+    config, gradient = dataclasses.replace(plain, sigma_range=ends), 0.9
+    keys = [SampleKey(0, f"s{i}", 0) for i in range(NUM_DRAWS)]
+    unrestricted = [draw_level(plain, key, GRID, gradient) for key in keys]
+    inside = sorted(level for level in unrestricted if low <= level <= high)
+    restricted = sorted(draw_level(config, key, GRID, gradient) for key in keys)
+    assert low <= restricted[0] and restricted[-1] <= high
+    assert restricted == sorted(draw_level(config, key, GRID, gradient) for key in keys)
+    points = [low + (high - low) * i / 50 for i in range(51)]
+    gaps = [abs(bisect(inside, x) / len(inside) - bisect(restricted, x) / NUM_DRAWS) for x in points]
+    assert max(gaps) < 1.95 * (1 / len(inside) + 1 / NUM_DRAWS) ** 0.5  # one in a thousand is further apart
+    if not plain.shift_by_content:
+        share = range_share(config, GRID)
+        assert len(inside) / NUM_DRAWS == pytest.approx(share, abs=4 * (share * (1 - share) / NUM_DRAWS) ** 0.5)
+
+
+def test_the_shares_of_a_pair_are_the_whole() -> None:
+    ends = [(0.0, 0.875), (0.875, 1.0)]
+    shares = [range_share(DiffusionConfig(shift=5.0, sigma_range=one), GRID) for one in ends]
+    assert sum(shares) == pytest.approx(1.0)
+    assert shares[1] == pytest.approx(1 - statistics.NormalDist().cdf(math.log(0.5833333 / 0.4166667)), abs=1e-6)
+    uniform = dataclasses.replace(UNIFORM, shift=5.0, sigma_range=ends[1])
+    assert range_share(uniform, GRID) == pytest.approx(1 - 0.5833333)
+
+
+def test_ends_that_the_draw_hardly_reaches_are_kept_to() -> None:
+    config = DiffusionConfig(logit_mean=-3.0, logit_std=0.2, sigma_range=(0.999, 1.0))
+    assert all(0.999 <= draw_level(config, SampleKey(0, str(i), 0), GRID) <= 1.0 for i in range(20))
 
 
 def test_draws_belong_to_seed_sample_visit_and_purpose() -> None:

@@ -23,7 +23,7 @@ from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.clips import find_clips, frame_numbers, view_of
 from megavideo.encoders.captioner.result import weighted
 from megavideo.encoders.captioner.run import caption
-from megavideo.errors import ConfigError, DataError
+from megavideo.errors import ConfigError, DataError, OutputInUse
 from tests.data.clip_files import moving_square, write_captions, write_clip
 from tests.encoders.chat_server import ChatServer, Reply, chat_server, completion
 from tests.encoders.tiny_captioners import make_llava
@@ -307,5 +307,5 @@ def test_two_runs_at_once(clips: Path) -> None:
         caption(cfg)
         head = json.loads((Path(cfg.out) / "answers.jsonl").read_text().splitlines()[0])
         with AnswerLog(Path(cfg.out), Share(0, 1), head["settings"], overwrite=False):
-            with pytest.raises(DataError, match="another run"):
+            with pytest.raises(OutputInUse, match="another task"):
                 caption(cfg)

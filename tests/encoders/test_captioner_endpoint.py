@@ -169,7 +169,7 @@ def test_the_key_is_never_logged(caplog: pytest.LogCaptureFixture) -> None:
                 said += map(str, model(server.url, attempts=2).answer([Request("x")]))
             except MegavideoError as error:
                 said.append(str(error))
-    assert len(said) == 4 and all("***" in text for text in said)
+    assert len(said) == 4 and all("[hidden]" in text for text in said)
     assert caplog.records and not any(KEY in record.getMessage() for record in caplog.records)
     assert KEY not in repr(model("http://localhost/v1")) and KEY not in " ".join(said)
 
@@ -180,6 +180,10 @@ def test_keys_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError, match=VARIABLE) as caught:
             model("http://localhost/v1")
         assert not value or value not in str(caught.value)
+    for key in (KEY, "THEKEY"):
+        with pytest.raises(ConfigError, match="key_variable: names no environment variable") as caught:
+            model("http://localhost/v1", key_variable=key)
+        assert key not in str(caught.value) and caught.value.value is None
     with chat_server(lambda number, content: completion("good")) as server:
         model(server.url, key_variable=None).answer([Request("x")])
     assert server.keys == [None]

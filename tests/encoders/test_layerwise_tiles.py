@@ -122,7 +122,7 @@ def test_no_seams(name: str) -> None:
     elsewhere = torch.tensor([place for place in range(64) if place not in beside])
     assert error.max() < 1e-5  # rounding of float32, and much less than a grey level
     for dim in (3, 4):
-        assert error.index_select(dim, beside).max() < 2 * error.index_select(dim, elsewhere).max()
+        assert error.index_select(dim, beside).max() <= 2 * error.index_select(dim, elsewhere).max()
 
 
 @pytest.mark.parametrize("name", ["hunyuan_video", "cogvideox", "ltx"])

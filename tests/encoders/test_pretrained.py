@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
 from megavideo.encoders.folder import build_autoencoder, build_text_encoder, load_encoders, save_encoders
-from megavideo.encoders.pretrained import open_pretrained, reopen_pretrained
+from megavideo.encoders.pretrained import Stored, open_pretrained, reopen_pretrained
 from megavideo.encoders.text.transformers_text import TransformersTextEncoder, build_transformers_text
 from megavideo.encoders.video.loaded import LoadedAutoencoder, build_loaded
 from megavideo.errors import ConfigError, DataError
@@ -110,7 +110,7 @@ def test_an_older_dataset_finds_its_weights_again(tmp_path: Path) -> None:
     path = folder / "model.safetensors"
     digest = hashlib.sha256(b"{}" + f"model.safetensors\0{path.stat().st_size}\0".encode())
     digest.update(path.read_bytes()[: 1 << 20])
-    stored = {"path": str(folder), "fingerprint": digest.hexdigest()}
+    stored = Stored(str(folder), digest.hexdigest())
     assert reopen_pretrained(tmp_path / "wan.json", stored, "vae").path == folder
     with path.open("r+b") as file:
         file.seek((1 << 20) - 1)

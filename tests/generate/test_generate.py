@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from megavideo.checkpoint.manifest import read_manifest
+from megavideo.checkpoint.read import CheckpointReader
+from megavideo.config.load import load
 from megavideo.config.schema.sample import SampleRun
 from megavideo.config.schema.train import TrainRun
 from megavideo.diffusion.randomness import SampleKey
+from megavideo.diffusion.timesteps import apply_shift
 from megavideo.errors import CheckpointError, ConfigError, DataError
 from megavideo.generate.loaded_run import LoadedRun, load_run
 from megavideo.generate.run import output_files, sample, sample_videos
@@ -108,6 +113,31 @@ def test_weights(flow: TrainRun, run: LoadedRun) -> None:
     assert np.abs(videos(opened(flow, dtype=torch.bfloat16)) - videos(run)).mean() < 8
 
 
+def test_weights_are_read_one_by_one(flow: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    value, given = CheckpointReader.value, list[weakref.ref[torch.Tensor]]()
+
+    def watched(self: CheckpointReader, *which: Any) -> torch.Tensor:
+        assert all(one() is None for one in given)
+        given.append(weakref.ref(found := value(self, *which)))
+        return found
+
+    monkeypatch.setattr(CheckpointReader, "value", watched)
+    model = opened(flow, dtype=torch.bfloat16).model
+    assert len(given) == len(list(model.parameters())) and not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("layers", "message"), [(1, r"has no parameter 'blocks\.1\."), (3, r"parameter 'blocks\.2\.")])
+def test_a_model_of_other_size_is_refused(tmp_path: Path, layers: int, message: str) -> None:
+    config = micro_config(output=tmp_path, data__uri="gone", model__layers=2)
+    (path,) = write_run(config).glob("checkpoints/*/manifest.json")
+    manifest = read_manifest(path.parent)
+    assert "layers: 2\n" in manifest.config
+    other = manifest.config.replace("layers: 2\n", f"layers: {layers}\n")
+    path.write_text(dataclasses.replace(manifest, config=other).to_json())
+    with pytest.raises(CheckpointError, match=message):
+        opened(config)
+
+
 @pytest.mark.parametrize("scheduler", ["euler", "unipc", "dpm"])
 def test_flow_schedulers_agree_with_many_steps(run: LoadedRun, scheduler: str) -> None:
     fine = videos(run, steps=200, guidance=1.0)
@@ -173,9 +203,27 @@ def test_any_size_is_written_exactly(flow: TrainRun, tmp_path: Path, frames: int
     assert Image.open(report.contact_sheet).size[0] > 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "asked", "dtype"),
+    [("cuda", None, torch.bfloat16), ("cuda", "bf16", torch.bfloat16), ("cpu", None, torch.float32),
+     ("cpu", "bf16", torch.bfloat16)],
+)  # fmt: skip
+def test_precision_is_that_of_the_device_unless_it_is_said(
+    kind: str, asked: str | None, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened_as(folder: Path, **options: Any) -> None:
+        assert (options["dtype"], options["device"]) == (dtype, torch.device(kind))
+        raise CheckpointError("opened")
+
+    monkeypatch.setattr("megavideo.generate.run.compute_device", lambda: torch.device(kind))
+    monkeypatch.setattr("megavideo.generate.run.load_run", opened_as)
+    with pytest.raises(CheckpointError, match="opened"):
+        sample(settings(out=str(tmp_path / "a.mp4"), precision=asked), PROMPTS[:1], "")
+
+
 def test_several_prompts_go_to_a_folder(flow: TrainRun, tmp_path: Path) -> None:
     place = {"ckpt": f"{flow.output}/flow/checkpoints", "out": str(tmp_path / "out")}
-    cfg = settings(**place, prompts_per_batch=2, steps=2, fps=12.0)
+    cfg = settings(**place, prompts_per_batch=2, steps=2)
     report = sample(cfg, PROMPTS, "")
     assert [Path(path).name for path in report.files] == [
         "000_a-red-shape.mp4",
@@ -184,7 +232,61 @@ def test_several_prompts_go_to_a_folder(flow: TrainRun, tmp_path: Path) -> None:
     ]
     assert all(Path(path).stat().st_size > 0 for path in (*report.files, report.contact_sheet))
     with av.open(report.files[2]) as container:
-        assert float(container.streams.video[0].average_rate) == 12.0
+        assert float(container.streams.video[0].average_rate) == 8.0
+
+
+def test_the_rate_is_told_to_a_model_that_knows_rates(tmp_path: Path) -> None:
+    config = micro_config(output=tmp_path, data__uri="gone", model__fps_conditioning="true")
+    write_run(config)
+    run = opened(config)
+    assert differs(videos(run, fps=8.0), videos(run, fps=60.0))
+    assert np.array_equal(videos(run, fps=8.0), videos(run))  # as most of its clips
+    assert np.array_equal(videos(run, frames=1), videos(run, frames=1, fps=1.0))  # as images
+    report = sample(settings(ckpt=f"{tmp_path}/{config.name}", out=str(tmp_path / "a.mp4"), fps=60.0), PROMPTS[:1], "")
+    with av.open(report.files[0]) as container:
+        assert float(container.streams.video[0].average_rate) == 60.0
+
+
+def test_another_rate_is_refused_by_a_model_that_knows_none(flow: TrainRun, tmp_path: Path) -> None:
+    place = {"ckpt": f"{flow.output}/flow", "out": str(tmp_path / "a.mp4")}
+    rule = r"fps=60\.0: .*model\.fps_conditioning=false.*8 frames a second\. Remedy: leave"
+    with pytest.raises(ConfigError, match=rule):
+        sample(settings(**place, fps=60.0), PROMPTS[:1], "")
+    assert not (tmp_path / "a.mp4").exists()
+    assert sample(settings(**place, fps=8.01), PROMPTS[:1], "").files
+
+
+@pytest.mark.parametrize(
+    ("name", "knows"), [("small", True), ("dit_5b", True), ("dit_30b", True), ("wan_1b", False), ("wan_14b", False)]
+)
+def test_presets_of_our_own_know_rates_and_those_of_wan_do_not(name: str, knows: bool) -> None:
+    assert load(TrainRun, "train", [f"run={name}", "data.uri=data"]).model.fps_conditioning is knows
+
+
+@pytest.mark.parametrize(("shift", "lowest"), [(None, 0.001), (5.0, 0.0049801), (15.75, 0.0155223)])
+def test_every_level_of_euler_is_shifted_once(run: LoadedRun, shift: float | None, lowest: float) -> None:
+    scheduler = build_scheduler("euler", run.config.diffusion, shift)
+    scheduler.set_timesteps(30)
+    even = np.linspace(1.0, 0.001, 30)
+    expected = [apply_shift(level, shift or 1.0) for level in even.tolist()]
+    assert np.allclose(scheduler.sigmas.numpy(), [*expected, 0.0], atol=1e-6)
+    assert float(scheduler.timesteps[-1]) / 1000 == pytest.approx(lowest, rel=1e-4)
+
+
+def test_texts_are_those_that_training_saw(run: LoadedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Datasets hold float16."""
+    seen: list[torch.Tensor] = []
+
+    def watched(model: Any, scheduler: Any, prompts: Any, guidance: Guidance, *rest: Any) -> Any:
+        seen.extend([*(prompt.text for prompt in prompts), guidance.negative])
+        return sample_latents(model, scheduler, prompts, guidance, *rest)
+
+    monkeypatch.setattr("megavideo.generate.run.sample_latents", watched)
+    videos(run, PROMPTS[:2])
+    plain = run.encoders.text_encoder.encode([*PROMPTS[:2], ""])
+    for text, exact in zip(seen, plain, strict=True):
+        assert text.dtype == torch.float32 and torch.equal(text, exact.half().float())
+    assert any(not torch.equal(text, exact) for text, exact in zip(seen, plain, strict=True))
 
 
 def test_places_that_do_not_fit(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from megavideo.errors import ConfigError
 from megavideo.launch.directives import grace_seconds
 from megavideo.launch.render import render_scripts
 from megavideo.launch.stages import full_layout, load_stages
+from megavideo.parallel.processes.environment import gpu_environment
 
 
 def render(*words: str) -> dict[str, str]:
@@ -113,6 +115,26 @@ def test_a_stage_asks_for_the_cluster_and_survives_it() -> None:
     assert "--array=0-31" in directives(script["encode.sbatch"])
     assert "--gpus-per-node=1" in directives(script["evaluate.sbatch"])
     assert not any("gpus" in option for option in directives(script["ingest.sbatch"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "set_to"),
+    [
+        ([], {}, gpu_environment({}, None, False, timedelta(minutes=10))["PYTORCH_ALLOC_CONF"]),
+        ([], {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ([], {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, ""),
+        (["cluster.environment={PYTORCH_CUDA_ALLOC_CONF: 'max_split_size_mb:64'}"], {}, ""),
+        (["cluster=laptop_test", "run=micro", "curriculum=small"], {}, ""),
+    ],
+)
+def test_the_allocator_of_gpus_is_set_unless_the_user_did(words: list[str], given: dict[str, str], set_to: str) -> None:
+    script = render("cluster.venv=null", *words)["evaluate.sbatch"]
+    found = script[script.index("# --- What a command finds on a node") : script.index("srun_options=(")]
+    done = subprocess.run(
+        ["bash", "-euc", f'{found}\necho "${{PYTORCH_ALLOC_CONF:-}}"'], env={"PATH": "/usr/bin:/bin"} | given,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == set_to
 
 
 def test_every_cluster_composes() -> None:

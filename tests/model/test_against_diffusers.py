@@ -10,9 +10,10 @@ from diffusers import WanTransformer3DModel
 
 from megavideo.config.schema.model import ModelConfig
 from megavideo.data.patches import patchify
+from megavideo.errors import ConfigError
+from megavideo.interop.weights import from_wan, to_wan, wan_config
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
-from megavideo.model.wan_weights import from_wan, to_wan, wan_config
 from megavideo.types import Grid
 from tests.model.packs import make_pack
 
@@ -116,6 +117,45 @@ def test_pack_equals_each_alone() -> None:
     (reference_all * weight).sum().backward()
     (actual[:num_real] * weight).sum().backward()
     assert compare_gradients(reference, ours) < 1e-4
+
+
+def test_given_channels() -> None:
+    """36 input channels and 16 output channels, as image-to-video models of Wan have: 16 noised, 4 of a mask, 16 clean.
+
+    Outputs within 1e-5 for all samples in a pack, gradients of the patch embedding within 1e-4 relative.
+    """
+    config = dataclasses.replace(CONFIG, given_channels=20)
+    torch.manual_seed(0)
+    reference = WanTransformer3DModel(**wan_config(CONFIG) | {"in_channels": 36, "out_channels": 16})
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            parameter.normal_(1.0 if "norm" in name and "weight" in name else 0.0, 0.15)
+    ours = DiT(config, LocalLayers())
+    ours.load_state_dict(from_wan(reference.state_dict(), config))
+    assert ours.embed is not None and ours.embed.patch.weight.shape == (96, 4 * 36)
+    samples, given = make_samples(), []
+    for sample in samples:
+        condition = torch.zeros(20, *sample.latent.shape[1:])  # as WanImageToVideoPipeline lays them out
+        condition[:4, 0] = 1.0
+        condition[4:, 0] = sample.weight[:, 0]
+        given.append(condition)
+    whole = [dataclasses.replace(s, latent=torch.cat([s.latent, g])) for s, g in zip(samples, given, strict=True)]
+    expected = torch.cat([reference_output(reference, sample) for sample in whole])
+    pack = dataclasses.replace(pack_of(samples), given=torch.cat([patchify(g, CONFIG.patch) for g in given]))
+    actual = ours(pack)
+    worst = float((expected - actual).detach().abs().max())
+    print(f"36 input channels: largest difference {worst:.1e}")
+    assert worst < 1e-5
+    weight = torch.cat([patchify(s.weight, CONFIG.patch) for s in samples])
+    (expected * weight).sum().backward()
+    (actual * weight).sum().backward()
+    theirs = reference.patch_embedding.weight.grad.permute(0, 2, 3, 4, 1).flatten(1)
+    assert relative(ours.embed.patch.weight.grad, theirs) < 1e-4
+
+
+def test_an_image_embedding_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.image_dim=1280: models with an image embedding"):
+        DiT(dataclasses.replace(CONFIG, image_dim=1280), LocalLayers())
 
 
 def test_names_round_trip() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megavideo.model.attention import Segments, attend_varlen
+from megavideo.model.attention.cpu_flash import CPU_FLASH
+from megavideo.model.attention.segments import Segments
 from tests.model.packs import cumulative
 
 HEADS, HEAD_WIDTH = 3, 16
@@ -16,6 +17,9 @@ CASES = {
     "empty segments and a tail": ([0, 7, 0, 9, 0], 6, [0, 7, 0, 9, 0], 6),
     "cross attention": ([12, 3, 8], 5, [2, 9, 1], 4),
     "cross attention with unused segments": ([12, 0, 8, 0], 0, [2, 4, 1, 0], 7),
+    "segments without keys": ([3, 5, 6], 2, [4, 0, 7], 3),
+    "no keys at all": ([3, 5], 2, [0, 0], 4),
+    "no queries at all": ([0, 0], 3, [2, 5], 1),
 }
 
 
@@ -27,6 +31,11 @@ def tensors(num_queries: int, num_keys: int, dtype: torch.dtype) -> list[torch.T
     return [tensor.to(dtype).requires_grad_() for tensor in made]
 
 
+def segments_of(lengths: list[int], count: int) -> Segments:
+    """Segments of the lengths, and unused ones up to `count`."""
+    return Segments.of(cumulative(lengths, count).tolist())
+
+
 def owner(lengths: list[int], tail: int, nobody: int) -> torch.Tensor:
     """Segment of each token; `nobody` for those of the tail."""
     numbers = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -36,14 +45,14 @@ def owner(lengths: list[int], tail: int, nobody: int) -> torch.Tensor:
 def dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output [N, A, h] and log-sum-exp [A, N] in float64; zero for queries that may see nothing."""
+    """Output [N, A, h] and log-sum-exp [A, N] in float64, as if over no keys for queries that may see nothing."""
     query, key, value = query.double(), key.double(), value.double()
     scores = torch.einsum("nah,mah->anm", query, key) / HEAD_WIDTH**0.5
     seeing = allowed.any(1)
     scores = scores.masked_fill(~allowed, -torch.inf)[:, seeing]
     out = torch.zeros_like(query)
     out[seeing] = torch.einsum("anm,mah->nah", scores.softmax(-1), value)
-    lse = query.new_zeros(HEADS, query.shape[0])
+    lse = query.new_full((HEADS, query.shape[0]), -torch.inf)
     lse[:, seeing] = scores.logsumexp(-1)
     return out, lse
 
@@ -55,15 +64,16 @@ def test_forward_log_sum_exp_and_backward(case: str, dtype: torch.dtype) -> None
     num_queries, num_keys = sum(query_lengths) + query_tail, sum(key_lengths) + key_tail
     query, key, value = tensors(num_queries, num_keys, dtype)
     count = len(query_lengths)
-    out, lse = attend_varlen(
+    out, lse = CPU_FLASH(
         query,
         key,
         value,
-        Segments.of(cumulative(query_lengths, count), num_queries),
-        Segments.of(cumulative(key_lengths, count), num_keys),
+        segments_of(query_lengths, count),
+        segments_of(key_lengths, count),
     )
     allowed = owner(query_lengths, query_tail, -1)[:, None] == owner(key_lengths, key_tail, -2)[None]
     expected, expected_lse = dense(query, key, value, allowed)
+    expected_lse[:, sum(query_lengths) :] = 0  # tokens of no segment
     assert out.dtype == lse.dtype == dtype
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-11}
     torch.testing.assert_close(out.double(), expected, **close)
@@ -77,18 +87,18 @@ def test_forward_log_sum_exp_and_backward(case: str, dtype: torch.dtype) -> None
 
 def test_a_segment_does_not_see_the_others() -> None:
     lengths = [6, 10]
-    segments = Segments.of(cumulative(lengths, 2), 16)
+    segments = segments_of(lengths, 2)
     query, key, value = tensors(16, 16, torch.float32)
-    before = attend_varlen(query, key, value, segments, segments)[0][:6]
+    before = CPU_FLASH(query, key, value, segments, segments)[0][:6]
     with torch.no_grad():
         key[6:] = 100.0
         value[6:] = torch.nan
-    assert torch.equal(attend_varlen(query, key, value, segments, segments)[0][:6], before)
+    assert torch.equal(CPU_FLASH(query, key, value, segments, segments)[0][:6], before)
 
 
 def test_a_pack_of_nothing_is_zero() -> None:
-    segments = Segments.of(cumulative([], 3), 8)
-    out, lse = attend_varlen(*tensors(8, 8, torch.float32), segments, segments)
+    segments = segments_of([], 3)
+    out, lse = CPU_FLASH(*tensors(8, 8, torch.float32), segments, segments)
     assert out.shape == (8, HEADS, HEAD_WIDTH)
     assert lse.shape == (HEADS, 8)
     assert not out.any()
@@ -96,6 +106,7 @@ def test_a_pack_of_nothing_is_zero() -> None:
 
 
 def test_segments_know_their_bounds_on_the_host() -> None:
-    segments = Segments.of(cumulative([3, 4], 3), 9)
+    segments = segments_of([3, 4], 3)
     assert segments.bounds == (0, 3, 7, 7)
-    assert segments.max_tokens == 9
+    assert segments.cu_seqlens.tolist() == [0, 3, 7, 7]
+    assert segments.extent.tolist() == [7, 4]

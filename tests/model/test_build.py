@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from megavideo.config.build import build
 from megavideo.config.schema.model import ModelConfig
 from megavideo.errors import CheckpointError
+from megavideo.interop.weights import from_wan, to_wan
 from megavideo.model.dit import DiT
 from megavideo.model.init import init_weights, initial_value
 from megavideo.model.layers import LocalLayers
-from megavideo.model.wan_weights import from_wan, to_wan
 
 SMALL = ModelConfig(layers=2, width=48, ffn=64, heads=2, latent_channels=4, text_dim=12, time_dim=16)
 # parameters in billions; Wan 2.1's "1.3B" counts 1.42 with its embedders

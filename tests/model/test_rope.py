@@ -61,7 +61,7 @@ def test_positions_of_a_pack_start_anew_in_each_segment() -> None:
     tokens = [torch.zeros(grid.num_tokens, 4) for grid in grids]
     texts = [torch.zeros(2, 3)] * 2
     index = PackIndex.of(
-        PackFacts.of(make_pack(grids, texts, tokens, [1.0, 2.0], num_tokens=24, num_segments=3, text_tokens=6)), 6
+        PackFacts.of(make_pack(grids, texts, tokens, [1.0, 2.0], num_tokens=24, num_segments=3, text_tokens=6))
     )
     assert torch.equal(index.position[:20], torch.cat([positions(grid) for grid in grids]))
     assert index.segment[:20].tolist() == [0] * 12 + [1] * 8

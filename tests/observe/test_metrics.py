@@ -131,6 +131,21 @@ def test_wandb_is_sent_samples_beside_the_newest_row(tmp_path: Path, monkeypatch
     assert sent == [(7, {"loss": 0.5}), (7, {"samples": ((4, 6, 3), "step 5")})]
 
 
+def test_the_id_at_wandb_belongs_to_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids: list[str] = []
+    package = SimpleNamespace(init=lambda id, **_: ids.append(id), Error=RuntimeError)
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    WandbSink("p", "n", tmp_path / "run", {})
+    WandbSink("p", "n", tmp_path / "run", {})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    WandbSink("p", "n", tmp_path / "moved", {})
+    WandbSink("p", "n", tmp_path / "run", {})  # another run at the same path
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+    (tmp_path / "run" / "wandb_id").write_text("../x")
+    with pytest.raises(DataError, match="wandb_id: holds no id"):
+        WandbSink("p", "n", tmp_path / "run", {})
+
+
 def test_missing_packages_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

@@ -30,9 +30,13 @@ class Linear(nn.Module):
         size = self.tp_group.size() if self.tp_group else 1
         rows = out_features // size if given.get("parallel_mode") == "column" else out_features
         columns = in_features // size if given.get("parallel_mode") == "row" else in_features
-        self.weight = nn.Parameter(torch.zeros(rows, columns))
-        self.bias = nn.Parameter(torch.zeros(rows))
-        for parameter in self.parameters():
+        device = given.get("device", "cuda")
+        self.weight = nn.Parameter(torch.empty(rows, columns, device=device))
+        self.bias = nn.Parameter(torch.empty(rows, device=device))
+        # only the string is known as meta there; for anything else values are made, on a GPU, and marks set
+        for parameter in self.parameters() if device != "meta" else ():
+            assert not parameter.is_meta
+            nn.init.zeros_(parameter)
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
             parameter.partition_dim = 0  # type: ignore[attr-defined]
 

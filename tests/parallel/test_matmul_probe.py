@@ -16,6 +16,12 @@ def test_a_right_product_and_its_time() -> None:
     assert 0 < probe.seconds() < 10
 
 
+def test_a_gpu_has_a_product_that_takes_it_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
+    assert MatmulProbe(torch.device("cuda", 0))._here[0].shape == (4096, 4096)
+    assert MatmulProbe(CPU)._here[0].shape == (384, 384)
+
+
 @pytest.mark.parametrize("place", [(0, 0), (17, 300), (383, 383)])
 def test_one_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch, place: tuple[int, int]) -> None:
     probe = MatmulProbe(CPU)

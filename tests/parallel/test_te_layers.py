@@ -14,13 +14,16 @@ import torch.distributed as dist
 from megavideo.config.layout import parse_layout
 from megavideo.config.schema.precision import ALWAYS_BF16, LayersConfig
 from megavideo.errors import ConfigError
+from megavideo.model.attention.cpu_flash import CPU_FLASH
 from megavideo.model.dit import DiT
+from megavideo.model.init import initial_value
 from megavideo.model.layers import LocalLayers
 from megavideo.parallel.fp8_probe import fp8_probe
 from megavideo.parallel.layers import te_layers
 from megavideo.parallel.layers.fp8 import build_recipe
 from megavideo.parallel.layers.layer_set import ParallelLayers
 from megavideo.parallel.layers.te_layers import TeLayers, build_layers, keep_excluded_in_bf16
+from megavideo.parallel.materialise import materialise
 from megavideo.parallel.processes.groups import Groups
 from megavideo.parallel.processes.mesh import ProcessMesh
 from tests.parallel import te_stand_in
@@ -51,16 +54,16 @@ def alone() -> tuple[ProcessMesh, Groups]:
 
 @pytest.fixture
 def model(alone: tuple[ProcessMesh, Groups]) -> DiT:
-    made = DiT(CONFIG, TeLayers(*alone, LayersConfig(engine="te", fp8="current")))
+    made = DiT(CONFIG, TeLayers(*alone, LayersConfig(engine="te", fp8="current"), CPU_FLASH))
     made.load_state_dict(dit().state_dict())
     return made
 
 
 def test_one_setting_chooses_the_layers(alone: tuple[ProcessMesh, Groups]) -> None:
-    assert type(build_layers(LayersConfig(), *alone, CPU)) is ParallelLayers
-    assert type(build_layers(TE, *alone, GPU)) is TeLayers
+    assert type(build_layers(LayersConfig(), *alone, CPU_FLASH, CPU)) is ParallelLayers
+    assert type(build_layers(TE, *alone, CPU_FLASH, GPU)) is TeLayers
     with pytest.raises(ConfigError):
-        build_layers(TE, *alone, CPU)
+        build_layers(TE, *alone, CPU_FLASH, CPU)
 
 
 def test_weights_have_the_local_names_and_no_other_state(model: DiT) -> None:
@@ -69,6 +72,17 @@ def test_weights_have_the_local_names_and_no_other_state(model: DiT) -> None:
     for (name, mine), (other, theirs) in zip(model.named_parameters(), local.named_parameters(), strict=True):
         assert (name, mine.shape, mine.dtype) == (other, theirs.shape, theirs.dtype)
         assert not getattr(mine, "tensor_model_parallel", False)
+
+
+def test_layers_are_built_on_meta_and_given_values_later(alone: tuple[ProcessMesh, Groups]) -> None:
+    with torch.device("meta"):
+        made = DiT(CONFIG, TeLayers(*alone, TE, CPU_FLASH))
+    assert all(parameter.is_meta for parameter in made.parameters())
+    local = DiT(CONFIG, LocalLayers())
+    for one in (made, local):
+        materialise(one, lambda name, shape: initial_value(name, shape, 5))
+    for (name, mine), (_, theirs) in zip(made.named_parameters(), local.named_parameters(), strict=True):
+        assert torch.equal(mine, theirs) and not getattr(mine, "tensor_model_parallel", False), name
 
 
 def test_te_layers_compute_what_local_layers_do(model: DiT) -> None:
@@ -106,8 +120,9 @@ def test_fp8_reaches_the_blocks_but_for_what_is_excluded(model: DiT) -> None:
 def test_shards_are_marked_as_the_local_ones(sequence_parallel: bool) -> None:
     pair: Any = types.SimpleNamespace(size=lambda: 2)
     column = te_layers.te_column(64, 192, 3, pair, sequence_parallel=sequence_parallel)
-    whole = te_layers.te_column(64, 128, 2, pair, sequence_parallel=sequence_parallel, whole_input=True)
-    row = te_layers.te_row(256, 64, pair, sequence_parallel=sequence_parallel)
+    with torch.device("meta"):  # where TE sets no marks of its own
+        whole = te_layers.te_column(64, 128, 2, pair, sequence_parallel=sequence_parallel, whole_input=True)
+        row = te_layers.te_row(256, 64, pair, sequence_parallel=sequence_parallel)
     assert (column.weight.shape, whole.weight.shape, row.weight.shape) == ((96, 64), (64, 64), (64, 128))
     for layer, dim, blocks in ((column, 0, 3), (whole, 0, 2), (row, 1, 1)):
         assert (layer.weight.partition_dim, layer.weight.partition_stride) == (dim, blocks)

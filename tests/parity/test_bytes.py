@@ -15,6 +15,7 @@ import torch
 from megavideo.config.layout import parse_layout
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
+from megavideo.optim.matrices import num_matrices
 from megavideo.parallel.engines.engine import EnginePlan
 from megavideo.parity.pool import Pool
 from megavideo.parity.record import Record
@@ -98,8 +99,12 @@ def tensor_parallel_formulas(spec: ParitySpec, layout: str) -> tuple[int, int]:
     tokens = spec.tokens // mesh.cp
     return (
         tensor_parallel_bytes(tokens, width, **sizes),
-        tensor_parallel_rest_bytes(tokens, TEXT_TOKENS, width, **sizes),
+        tensor_parallel_rest_bytes(tokens, -(-TEXT_TOKENS // mesh.cp), width, **sizes),
     )
+
+
+def _slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def test_tensor_parallel_layer_in_bf16() -> None:
@@ -110,7 +115,7 @@ def test_tensor_parallel_layer_in_bf16() -> None:
     assert sent == pytest.approx([formula] * 2, rel=0.01)
 
 
-@pytest.mark.parametrize("layout", ["tp2", "tp2-sp", "tp4-sp"])
+@pytest.mark.parametrize("layout", [_slow("tp2"), "tp2-sp", _slow("tp4-sp")])
 def test_tensor_parallel_layer_to_the_byte(layout: str) -> None:
     exact = sum(tensor_parallel_formulas(NARROW, layout))
     assert per_layer(NARROW, layout, "tp") == [exact] * parse_layout(layout).tp
@@ -127,19 +132,19 @@ def test_tensor_parallel_collectives_of_each_phase() -> None:
         assert total(two, "tp", operation, phase) - total(one, "tp", operation, phase) == count * passes
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, _slow(4)])
 def test_ulysses_layer(ranks: int) -> None:
     formula = ulysses_bytes(NARROW.tokens, NARROW.model.width, ranks, 4)
     assert per_layer(NARROW, f"cp{ranks}-ulysses", "ulysses") == [formula] * ranks
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, _slow(4)])
 def test_ring_layer_with_one_clip(ranks: int) -> None:
     formula = ring_bytes(NARROW.tokens, NARROW.model.width, ranks, 4)
     assert per_layer(NARROW, f"cp{ranks}-ring", "ring") == [formula] * ranks
 
 
-@pytest.mark.parametrize("pack", ["1x4x12+1x8x14+1x5x16", "images"])
+@pytest.mark.parametrize("pack", ["1x4x12+1x8x14+1x5x16", _slow("images")])
 def test_ring_layer_of_a_pack_sends_only_what_segments_share(pack: str) -> None:
     spec = replace(NARROW, pack=pack)
     lengths = [grid.num_tokens for grid in spec.grids(0)]
@@ -148,16 +153,17 @@ def test_ring_layer_of_a_pack_sends_only_what_segments_share(pack: str) -> None:
     assert 0 < max(sent) < 0.7 * ring_bytes(spec.tokens, spec.model.width, 4, 4)
 
 
-@pytest.mark.parametrize("layout", ["tp2-sp-cp2-ring", "cp4-2d"])
+@pytest.mark.parametrize("layout", [_slow("tp2-sp-cp2-ring"), "cp4-2d"])
 def test_every_axis_of_a_layout_at_once(layout: str) -> None:
-    formula = layer_bytes(parse_layout(layout), NARROW.tokens, NARROW.model.width, NARROW.heads, 4)
+    formula = layer_bytes(parse_layout(layout), NARROW.tokens, TEXT_TOKENS, NARROW.model.width, NARROW.heads, 4)
     assert per_layer(NARROW, layout, "ring") == [formula.ring] * 4
     assert per_layer(NARROW, layout, "ulysses") == [formula.ulysses] * 4
+    assert per_layer(NARROW, layout, "text") == [formula.text] * 4
     _, rest = tensor_parallel_formulas(NARROW, layout)
     assert per_layer(NARROW, layout, "tp") == [formula.tensor + rest] * 4
 
 
-@pytest.mark.parametrize("layout", ["pp2", "tp2-sp-pp2"])
+@pytest.mark.parametrize("layout", ["pp2", _slow("tp2-sp-pp2")])
 def test_pipeline_boundary(layout: str) -> None:
     """Both ways the hidden state, and apart from it text, timestep and modulation, once for each micro-batch."""
     spec = replace(NARROW, packs_per_step=2)
@@ -176,8 +182,8 @@ def test_pipeline_boundary(layout: str) -> None:
 @pytest.mark.parametrize(
     ("layout", "inside"),
     [
-        ("dp2-zero0", ""),
-        ("dp2-zero1", ""), ("dp2-zero1", "merged_gradients"), ("dp4-zero1", ""),
+        _slow("dp2-zero0", ""),
+        ("dp2-zero1", ""), _slow("dp2-zero1", "merged_gradients"), _slow("dp4-zero1", ""),
         ("dp2-zero2", ""), ("dp2-zero3", "nothing_kept"),
     ],
 )  # fmt: skip
@@ -194,7 +200,7 @@ def test_zero_step(layout: str, inside: str) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "inside"),
-    [("dp2-zero1", ""), ("dp2-zero2", ""), ("dp2-zero3", "nothing_kept")],
+    [("dp2-zero1", ""), _slow("dp2-zero2", ""), _slow("dp2-zero3", "nothing_kept")],
 )
 def test_zero_in_bf16_sends_two_bytes_an_element(layout: str, inside: str) -> None:
     """Also stage 1, for which DeepSpeed would take an optimizer that sends gradients to every rank."""
@@ -203,6 +209,7 @@ def test_zero_in_bf16_sends_two_bytes_an_element(layout: str, inside: str) -> No
     assert [total(sent, "data") for sent in counted(spec, layout, inside)] == pytest.approx([formula] * 2, rel=0.01)
 
 
+@pytest.mark.slow
 def test_gradients_sent_to_their_rank_alone_are_those_sent_to_all() -> None:
     spec = replace(NARROW, packs_per_step=4, steps=2)
     reduced = Pool().run(spec, "dp2-zero1", 2)
@@ -222,3 +229,19 @@ def test_counting_changes_nothing() -> None:
 
 def _values(record: Record) -> tuple[Any, ...]:
     return record.losses, record.grad_norms, [float(piece.values.double().sum()) for piece in record.pieces]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dp2-zero0", "tp2"])
+def test_muon_sends_each_element_to_its_matrix_and_back_once(layout: str) -> None:
+    """Of two ranks one has half of a matrix that the other computes; or none to send, and all of it to receive."""
+    spec = replace(NARROW, optimizer="muon", packs_per_step=2)
+    records = Pool().run(spec, layout, num_processes(parse_layout(layout)), count_bytes=True)
+    elements = sum(
+        parameter.numel() for name, parameter in DiT(spec.model, LocalLayers()).named_parameters() if num_matrices(name)
+    )
+    found = sum(
+        num_bytes for record in records for key, num_bytes in (record.sent_bytes or {}).items()
+        if "/all_to_all/between/" in key
+    )  # fmt: skip
+    assert found == elements * BYTES["fp32"]

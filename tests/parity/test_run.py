@@ -55,6 +55,7 @@ def test_what_is_refused_has_the_names_of_the_verbs_settings(layout: str, told: 
         (ParityRun(precision="fp8", steps=3), "steps"),
         (ParityRun(precision="fp8", packs_per_step=4), "packs_per_step"),
         (ParityRun(precision="fp8", matrix="fast"), "precision"),
+        (ParityRun(precision="fp8", device_like="gpu"), "device_like"),
         (ParityRun(matrix="full", tokens=48), "tokens"),
     ],
 )

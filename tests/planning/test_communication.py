@@ -13,12 +13,13 @@ from megavideo.planning.communication import (
     pipeline_bytes,
     ring_bytes,
     tensor_parallel_bytes,
+    text_bytes,
     ulysses_bytes,
     zero_bytes,
 )
 
 BF16, FP32 = 2, 4
-TOKENS, WIDTH, HEADS = 32_768, 5120, 40
+TOKENS, TEXT, WIDTH, HEADS = 32_768, 512, 5120, 40
 PARAMETERS = 14_288_000_000
 
 
@@ -49,13 +50,13 @@ def test_one_rank_sends_nothing() -> None:
     assert tensor_parallel_bytes(TOKENS, WIDTH, 1, BF16) == 0
     assert ring_bytes(TOKENS, WIDTH, 1, BF16) == 0
     assert ulysses_bytes(TOKENS, WIDTH, 1, BF16) == 0
-    assert layer_bytes(parse_layout("dp8-zero1"), TOKENS, WIDTH, HEADS, BF16) == LayerBytes(0, 0, 0)
+    assert layer_bytes(parse_layout("dp8-zero1"), TOKENS, TEXT, WIDTH, HEADS, BF16) == LayerBytes(0, 0, 0, 0)
 
 
 def test_fp32_is_twice_bf16() -> None:
     layout = parse_layout("tp2-sp-cp4-2d")
-    double = layer_bytes(layout, TOKENS, WIDTH, HEADS, FP32)
-    assert double.total == 2 * layer_bytes(layout, TOKENS, WIDTH, HEADS, BF16).total
+    double = layer_bytes(layout, TOKENS, TEXT, WIDTH, HEADS, FP32)
+    assert double.total == 2 * layer_bytes(layout, TOKENS, TEXT, WIDTH, HEADS, BF16).total
     assert zero_bytes(PARAMETERS, 3, FP32, 8) == 2 * zero_bytes(PARAMETERS, 3, BF16, 8)
 
 
@@ -114,21 +115,29 @@ def test_all_reduced_gradients_cost_stage_1_half_as_much_again() -> None:
 
 def test_layer_of_a_layout_is_the_sum_of_its_axes() -> None:
     s, d = TOKENS, WIDTH
-    sent = layer_bytes(parse_layout("tp2-sp-cp4-ring"), s, d, HEADS, BF16)
-    assert sent == LayerBytes(tensor_parallel_bytes(s // 4, d, 2, BF16), 0, ring_bytes(s, d // 2, 4, BF16))
-    sent = layer_bytes(parse_layout("tp2-cp4-ulysses"), s, d, HEADS, BF16)
+    sent = layer_bytes(parse_layout("tp2-sp-cp4-ring"), s, TEXT, d, HEADS, BF16)
+    assert sent == LayerBytes(
+        tensor_parallel_bytes(s // 4, d, 2, BF16), 0, ring_bytes(s, d // 2, 4, BF16), text_bytes(TEXT, d // 2, 4, BF16)
+    )
+    sent = layer_bytes(parse_layout("tp2-cp4-ulysses"), s, TEXT, d, HEADS, BF16)
     plain = tensor_parallel_bytes(s // 4, d, 2, BF16, sp=False)
-    assert sent == LayerBytes(plain, ulysses_bytes(s, d // 2, 4, BF16), 0)
-    assert sent.total == sent.tensor + sent.ulysses
+    assert sent == LayerBytes(plain, ulysses_bytes(s, d // 2, 4, BF16), 0, text_bytes(TEXT, d // 2, 4, BF16))
+    assert sent.total == sent.tensor + sent.ulysses + sent.text
 
 
 def test_2d_exchanges_heads_of_a_rank_and_rings_with_fewer() -> None:
-    sent = layer_bytes(parse_layout("cp8-2d"), TOKENS, WIDTH, HEADS, BF16)  # Ulysses 4, ring 2
+    sent = layer_bytes(parse_layout("cp8-2d"), TOKENS, TEXT, WIDTH, HEADS, BF16)  # Ulysses 4, ring 2
     share = TOKENS // 8 * WIDTH * BF16  # of q, k, v or output, on one rank, before and after the exchange
-    assert sent == LayerBytes(0, 8 * share * 3 // 4, 6 * share)  # one hop of a share, for each of six tensors
-    assert sent.ring < layer_bytes(parse_layout("cp8-ring"), TOKENS, WIDTH, HEADS, BF16).ring
+    text = 4 * TEXT * WIDTH * BF16 * 7 // 8
+    assert sent == LayerBytes(0, 8 * share * 3 // 4, 6 * share, text)  # one hop of a share, for each of six tensors
+    assert sent.ring < layer_bytes(parse_layout("cp8-ring"), TOKENS, TEXT, WIDTH, HEADS, BF16).ring
+
+
+def test_text_is_gathered_in_equal_shares_also_where_it_does_not_divide() -> None:
+    assert text_bytes(10, 100, 1, BF16) == 0
+    assert text_bytes(10, 100, 4, BF16) == 4 * 3 * 3 * 100 * BF16  # three rows to each of three others, four times
 
 
 def test_a_layout_without_ulysses_degree_has_no_cost() -> None:
     with pytest.raises(ConfigError, match="12 heads"):
-        layer_bytes(parse_layout("cp8-ulysses"), TOKENS, 1536, 12, BF16)
+        layer_bytes(parse_layout("cp8-ulysses"), TOKENS, TEXT, 1536, 12, BF16)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 
 from megavideo.config.load import load
 from megavideo.config.schema.preflight import PreflightRun
 from megavideo.parallel.processes.distributed import free_port
 from megavideo.parallel.processes.forked import end_with_parent
+from megavideo.preflight import run
 from megavideo.preflight.judge import PreflightReport
 from megavideo.preflight.links import exchange_bytes
 from megavideo.preflight.run import preflight
@@ -28,12 +33,19 @@ _SECONDS = 150.0
 
 @dataclass(frozen=True)
 class Rank:
-    """What is particular to one rank: settings, variables, its clock, and pairs that it finds slow."""
+    """What is particular to one rank: settings, variables, its clock, and pairs that it finds slow.
+
+    `as_nccl`: the first call of its group waits in it for all ranks. `never_connects`: that call has no end.
+    `hung_reads`: neither has a read of the dataset.
+    """
 
     words: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
     clock_ahead_seconds: float = 0.0
     slow_peers: Sequence[int] = ()
+    as_nccl: bool = False
+    never_connects: bool = False
+    hung_reads: bool = False
 
 
 class Ranks:
@@ -83,15 +95,43 @@ def _serve(pipe: Connection, rank: int, count: int) -> None:
         os.environ.update(own.environment, MASTER_PORT=str(port))
         given = {word.partition("=")[0]: word for word in [*words, *own.words]}  # what is said last counts
         config = load(PreflightRun, "preflight", list(given.values()))
-        pipe.send(preflight(config, lambda own=own: time.time() + own.clock_ahead_seconds, _exchange(own)))
+        with _connecting(own, count):
+            pipe.send(preflight(config, lambda own=own: time.time() + own.clock_ahead_seconds, _exchange(own)))
         os.environ.clear()
         os.environ.update(before)
 
 
-def _exchange(own: Rank) -> Callable[[torch.Tensor, torch.Tensor, int, float], None]:
-    def exchange(sent: torch.Tensor, received: torch.Tensor, peer: int, seconds: float) -> None:
+@contextmanager
+def _connecting(own: Rank, count: int) -> Iterator[None]:
+    """NCCL makes a communicator in the first call of a group, and waits there, in the host, for every rank of it."""
+    came = threading.Event()
+
+    def connected(call: Callable[..., Any]) -> Callable[..., Any]:
+        def connect(*given: Any, **options: Any) -> Any:
+            if own.never_connects:
+                threading.Event().wait()
+            if not came.is_set():
+                came.set()
+                store = dist.distributed_c10d._get_default_store()
+                store.add("came", 1)
+                while store.add("came", 0) < count:
+                    time.sleep(0.02)
+            return call(*given, **options)
+
+        return connect
+
+    with ExitStack() as stack:
+        if own.hung_reads:
+            stack.enter_context(patch.object(run, "read_dataset", lambda *given: threading.Event().wait()))
+        for name in ("all_reduce", "batch_isend_irecv") if own.as_nccl else ():
+            stack.enter_context(patch.object(dist, name, connected(getattr(dist, name))))
+        yield
+
+
+def _exchange(own: Rank) -> Callable[[torch.Tensor, torch.Tensor, int], None]:
+    def exchange(sent: torch.Tensor, received: torch.Tensor, peer: int) -> None:
         if peer in own.slow_peers:
             time.sleep(0.6)
-        exchange_bytes(sent, received, peer, seconds)
+        exchange_bytes(sent, received, peer)
 
     return exchange

@@ -123,6 +123,29 @@ def test_a_slow_pair_is_told_from_a_slow_node(four: Ranks, words: list[str], tmp
     assert faults(node) == {"n2": ["links"]} and node.slow_links == ()
 
 
+@pytest.fixture
+def three() -> Iterator[Ranks]:
+    ranks = Ranks(3)
+    yield ranks
+    ranks.close()
+
+
+def test_of_three_nodes_none_sits_out_the_first_call(three: Ranks, words: list[str]) -> None:
+    """In each round one of them has no pair; the communicator must be there by then, which takes all."""
+    as_nccl: dict[int, Rank | None] = {rank: Rank(as_nccl=True) for rank in range(3)}
+    report = same(three.run([*words, "check_seconds=20"], as_nccl))
+    assert report.unlocated == () and report.bad == ()
+    assert [(link.first, link.second) for link in report.links] == [("n0", "n1"), ("n0", "n2"), ("n1", "n2")]
+
+
+def test_a_first_call_that_hangs_in_the_host_is_told_of(three: Ranks, words: list[str]) -> None:
+    ranks: dict[int, Rank | None] = {rank: Rank(as_nccl=True, never_connects=rank == 1) for rank in range(3)}
+    report = same(three.run([*words, "check_seconds=10"], ranks))
+    assert report.unlocated == ("links were not measured: the first call of all ranks had no answer in 5 s",)
+    assert report.links == () and report.bad == ()
+    assert all("clock" in node.checks for node in report.nodes)
+
+
 def test_a_rank_that_never_comes_is_named_with_its_host(four: Ranks, words: list[str], tmp_path: Path) -> None:
     report = same(four.run([*words, "meet_seconds=4"], {2: None}))
     assert report.bad == ("n2",) and (tmp_path / "bad.txt").read_text() == "n2\n"
@@ -150,12 +173,10 @@ def test_a_rank_that_is_cut_off_does_not_speak_for_the_others(
 
 
 def test_a_file_system_that_hangs_on_one_node(four: Ranks, words: list[str], tmp_path: Path) -> None:
-    for name in ("data", "hung"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text("{}")
-    os.mkfifo(tmp_path / "hung" / "dataset.json")  # a read waits for ever
     limits = [*words, "data.write=false", "check_seconds=6"]
-    report = same(four.run(limits, {3: Rank([f"data.uri={tmp_path / 'hung'}"])}))
+    report = same(four.run(limits, {3: Rank(hung_reads=True)}))
     assert faults(report) == {"n3": ["store"]}
     assert report.nodes[3].faults == ("store: no answer in 6 s",)
 

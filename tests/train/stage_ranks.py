@@ -43,7 +43,7 @@ def left_after_each(launch: Launch, words: Sequence[str]) -> list[Left]:
         told.append({"num_groups_during": during, "num_groups_after": _num_groups(), "alive": alive})
 
     with (
-        patch.object(run, "process_group", lambda _: nullcontext(launch)),
+        patch.object(run, "process_group", lambda *_: nullcontext(launch)),
         patch.object(run, "build_parts", build),
         patch.object(run, "destroy_groups", destroy),
     ):

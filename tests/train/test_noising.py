@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from megavideo.data.stream.shards import LatentSample, ShardReader
 from megavideo.diffusion.conditions import draw_mask, drops_text
 from megavideo.diffusion.objective import build_objective
 from megavideo.diffusion.randomness import SampleKey
+from megavideo.diffusion.timesteps import range_share
 from megavideo.errors import DataError
 from megavideo.model.modulation import sinusoid
 from megavideo.parallel.processes.mesh import ProcessMesh
@@ -48,10 +50,9 @@ def make_feed(dataset: LatentDataset, dp_rank: int = 0, dp: int = 1, **settings:
 
 
 def same(one: TrainBatch, two: TrainBatch) -> bool:
-    tensors = [field.name for field in dataclasses.fields(one.pack) if field.name not in ("sample_ids", "visits")]
+    pairs = [(getattr(one.pack, field.name), getattr(two.pack, field.name)) for field in dataclasses.fields(one.pack)]
     return (
-        all(torch.equal(getattr(one.pack, name), getattr(two.pack, name)) for name in tensors)
-        and (one.pack.sample_ids, one.pack.visits) == (two.pack.sample_ids, two.pack.visits)
+        all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
         and torch.equal(one.target, two.target)
         and torch.equal(one.weight, two.weight)
     )
@@ -150,6 +151,46 @@ def test_given_tokens_stay_clean_and_the_others_are_noised(dataset: LatentDatase
         assert torch.equal(weight, (~mask).float())
         seen += int(mask.sum())
     assert seen > 100
+
+
+def test_given_channels_tell_what_is_given_and_all_tokens_are_noised(dataset: LatentDataset) -> None:
+    settings = {"diffusion__conditions__image_to_video": 1.0}
+    plain = make_feed(dataset, **settings)
+    feed = make_feed(dataset, model__given_channels=8, **settings)
+    seen = 0
+    for step in range(4):
+        one, two = plain.step(step), feed.step(step)
+        assert two.loss_tokens == two.tokens > one.loss_tokens
+        for known, batch in zip(one.batches, two.batches, strict=True):
+            given, mask = batch.pack.given, known.pack.condition_mask
+            assert given is not None and known.pack.given is None and not batch.pack.condition_mask.any()
+            cells = given.unflatten(-1, (4, 8))
+            assert torch.equal(cells[..., 0], mask[:, None].expand(-1, 4).float()) and not given[~mask].any()
+            # clean tokens of the plain feed, and noise in their place where the channels tell them
+            assert torch.equal(cells[mask][..., 4:].flatten(1), known.pack.tokens[mask])
+            assert torch.equal(batch.pack.tokens[~mask], known.pack.tokens[~mask])
+            assert not torch.isclose(batch.pack.tokens[mask], known.pack.tokens[mask]).all(dim=1).any()
+            assert bool((batch.weight > 0)[: int(batch.pack.cu_seqlens[-1])].all())
+            moved = batch.to(torch.device("cpu"), torch.bfloat16).pack.given
+            assert moved is not None and moved.dtype == torch.bfloat16
+            seen += int(mask.sum())
+    assert seen > 50
+
+
+def test_levels_stay_in_the_range_and_its_share_is_told(dataset: LatentDataset) -> None:
+    settings = {"diffusion__shift_by_size": "true", "diffusion__sigma_range": "[0.6,0.9]"}
+    feed, halves = make_feed(dataset, **settings), [make_feed(dataset, rank, 2, **settings) for rank in range(2)]
+    diffusion = micro_config(data__uri="x", **settings).diffusion
+    for step in range(3):
+        given = feed.step(step)
+        segments = [segment for pack in feed.plan.step(step) for segment in pack]
+        assert given.range_share == pytest.approx(fmean(range_share(diffusion, s.grid) for s in segments))
+        assert {half.step(step).range_share for half in halves} == {given.range_share}
+        times = [
+            float(t) for batch in given.batches for t, name in zip(batch.pack.timestep, batch.pack.sample_ids) if name
+        ]
+        assert all(600 <= time <= 900 for time in times) and len(set(times)) == len(times)
+    assert make_feed(dataset).step(0).range_share is None
 
 
 def conditioned_batch(dataset: LatentDataset) -> TrainBatch:

@@ -130,7 +130,9 @@ def test_a_step_that_is_made_again_replaces_its_samples(tmp_path: Path) -> None:
     files.write(6, latents())
     files.close()
     again = videos_of(tmp_path, 6)
-    assert all(np.array_equal(one, two) for one, two in zip(shown, again[::-1], strict=True))
+    # a product of floats may round otherwise at another address, and the codec makes more of it
+    apart = np.array([[np.abs(one.astype(int) - two.astype(int)).mean() for two in again[::-1]] for one in shown])
+    assert apart.diagonal().max() < 1.0 < apart[~np.eye(len(shown), dtype=bool)].min(), apart
 
 
 def test_the_caller_never_waits_for_the_decoder(

@@ -50,6 +50,8 @@ def test_what_is_held_out_and_the_average_stay(begun: Path) -> None:
         check_same_run(config(validation__every=5, validation__clips=4), begun)
     with pytest.raises(ConfigError, match=r"optim\.ema_decay"):
         check_same_run(config(optim__ema_decay=None), begun)
+    with pytest.raises(ConfigError, match=r"was started with adamw.*optim\.algorithm=adamw to go on"):
+        check_same_run(config(optim="muon", optim__warmup_steps=1), begun)
 
 
 def test_the_rest_may_change_and_another_stage_has_data_of_its_own(begun: Path) -> None:

@@ -79,13 +79,16 @@ CHANGES: list[tuple[str, Callable[[], TrainBatch]]] = [
     ("samples", lambda: with_pack(sample_ids=("a", "c"))),
     ("samples", lambda: with_pack(visits=(0, 1))),
     ("samples", lambda: with_pack(cu_seqlens=torch.tensor([0, 3, 8], dtype=torch.int32))),
+    ("samples", lambda: with_pack(bounds=(0, 3, 8))),
     ("samples", lambda: with_pack(grid=torch.zeros(2, 3, dtype=torch.int64))),
     ("samples", lambda: with_pack(fps=torch.zeros(2))),
     ("texts", lambda: with_pack(text=torch.ones(4, 2))),
     ("texts", lambda: with_pack(cu_seqlens_text=torch.tensor([0, 1, 4], dtype=torch.int32))),
+    ("texts", lambda: with_pack(text_bounds=(0, 1, 4))),
     ("timesteps", lambda: with_pack(timestep=torch.tensor([0.0, 1e-6]))),
     ("noise", lambda: with_pack(tokens=torch.full((8, 2), 1e-30))),
     ("noise", lambda: with_pack(condition_mask=torch.ones(8, dtype=torch.bool))),
+    ("noise", lambda: with_pack(given=torch.ones(8, 5))),
     ("noise", lambda: dataclasses.replace(batch(), target=torch.ones(8, 2))),
     ("noise", lambda: dataclasses.replace(batch(), weight=torch.zeros(8))),
     ("noise", lambda: dataclasses.replace(batch(), terms=TERMS)),
@@ -102,6 +105,12 @@ def test_every_field_is_in_one_hash(part: str, change: Callable[[], TrainBatch])
 def test_every_field_of_a_batch_has_a_change() -> None:
     fields = {*(f.name for f in dataclasses.fields(PackedBatch)), *(f.name for f in dataclasses.fields(TrainBatch))}
     assert len(CHANGES) == len(fields - {"pack"})
+
+
+def test_inputs_in_bf16_have_hashes_too() -> None:
+    cpu = torch.device("cpu")
+    one, two = (given.to(cpu, torch.bfloat16) for given in (batch(), with_pack(tokens=torch.full((8, 2), 0.5))))
+    assert input_hashes([one]) == input_hashes([batch().to(cpu, torch.bfloat16)]) != input_hashes([two])
 
 
 def test_hashes_tell_packs_and_their_order_and_fit_64_signed_bits() -> None:

@@ -96,4 +96,5 @@ def test_size_classes() -> None:
     assert SizeClass.of((17, 256, 256)) == SizeClass(256 * 256, 17)
     assert SizeClass.of((81, 480, 832)) == SizeClass(2**19, 129)
     assert SizeClass.of((5, 480, 832)) < SizeClass.of((81, 720, 1280))
-    assert middle_levels(4) == (0.125, 0.375, 0.625, 0.875)
+    assert middle_levels(4, None) == (0.125, 0.375, 0.625, 0.875)
+    assert middle_levels(2, (0.875, 1.0)) == (0.90625, 0.96875)

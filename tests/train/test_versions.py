@@ -42,6 +42,7 @@ def started(tmp_path: Path) -> tuple[Path, list[float]]:
     return tmp_path, losses
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_version(started: tuple[Path, list[float]]) -> None:
     folder, losses = started
     outcome = _train(folder)

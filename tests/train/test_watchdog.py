@@ -46,7 +46,7 @@ def _wait_for(path: Path, lines: int) -> None:
 
 
 # rank 0 holds the store: if it stops, the store is gone with it
-@pytest.mark.parametrize("stopped", [1, 0])
+@pytest.mark.parametrize("stopped", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_rank_whose_peer_is_stopped_ends_and_names_it(tmp_path: Path, stopped: int) -> None:
     port, other = free_port(), 1 - stopped
     ranks = [_start(tmp_path, port, rank) for rank in range(2)]
@@ -91,6 +91,7 @@ def test_torchrun_ends_a_stopped_rank(tmp_path: Path) -> None:
     assert [(one["rank"], one["reason"]) for one in _row(tmp_path)["laggards"]] == [(1, "silent")]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_alive_and_elsewhere_is_named_by_both(tmp_path: Path) -> None:
     words = [str(tmp_path), "reading", str(SECONDS)]
     with Launched("tests.train.hanging", words, tmp_path / "logs", processes=2) as launched:
@@ -103,6 +104,7 @@ def test_a_rank_that_is_alive_and_elsewhere_is_named_by_both(tmp_path: Path) -> 
     assert [(one["rank"], one["doing"]) for one in row["laggards"]] == [(0, "training"), (1, "reading")]
 
 
+@pytest.mark.slow
 def test_a_save_that_is_slow_and_moves_is_no_hang(tmp_path: Path) -> None:
     """Rank 1 takes three times the limit, and rank 0 waits for it without a piece of its own that moves."""
     words = [str(tmp_path), "slow_store", str(SECONDS)]

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from megavideo.config.load import load
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.patches import patchify
+from megavideo.interop.weights import from_wan, wan_config
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
-from megavideo.model.wan_weights import from_wan, wan_config
 from megavideo.types import PackedBatch
 
 LATENTS = {"one clip of 2,016 tokens": [(9, 32, 28)], "four clips of 504 tokens": [(9, 16, 14)] * 4}
@@ -61,7 +61,7 @@ def timed(step: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) ->
 
 def ratio(sizes: list[tuple[int, int, int]], dtype: torch.dtype, pairs: int) -> dict[str, float]:
     """Median, minimum and maximum of the paired speed ratio for clips of one shape."""
-    config = load(TrainRun, "train", ["run=small", "data.uri=unused"]).model
+    config = load(TrainRun, "train", ["run=small", "model.fps_conditioning=false", "data.uri=unused"]).model
     torch.manual_seed(0)
     reference = WanTransformer3DModel(**wan_config(config)).to(dtype)
     ours = DiT(config, LocalLayers()).to(dtype)

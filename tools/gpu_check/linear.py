@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from harness import Checks, difference
@@ -44,7 +45,7 @@ def _check_shape(checks: Checks, make: MakeLayers, kinds: tuple[Fp8Kind, ...], n
         label, limit = ("bf16", BF16_LIMIT) if kind == "none" else (f"FP8 {kind}", FP8_LIMIT)
         checks.run(
             f"TE {name}, {label}, against float64",
-            lambda kind=kind: _worst(_run_te(make, kind, name, given), truth),
+            partial(_te_error, make, kind, name, given, truth),
             limit,
         )
     if "current" in kinds:
@@ -67,6 +68,10 @@ def check_refusals(checks: Checks, device: torch.device) -> None:
         assert torch.cuda.get_device_capability(device)[0] >= 10, "mxfp8 was not refused"
 
     checks.run("mxfp8 is refused before Blackwell", refused)
+
+
+def _te_error(make: MakeLayers, kind: Fp8Kind, name: str, given: Given, truth: list[torch.Tensor]) -> float:
+    return _worst(_run_te(make, kind, name, given), truth)
 
 
 def _run(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:

@@ -8,23 +8,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from attention import check_attention
+from copying import check_copies
+from engine_steps import check_engine
+from gradients import check_gradients
 from harness import Checks, difference
-from linear import check_linears, check_refusals
+from kernels import check_kernel
+from linear import MakeLayers, check_linears, check_refusals
+from one_rank import OneRank, one_rank
 from training import check_training
 
-from megavideo.config.layout import parse_layout
 from megavideo.config.schema.precision import Fp8Kind, LayersConfig
-from megavideo.model.layers import Layers
-from megavideo.parallel.layers.te_layers import build_layers
+from megavideo.parallel.attention.candidates import CANDIDATES
 from megavideo.parallel.machine.accelerators import detect, load_te
-from megavideo.parallel.processes.groups import Groups
-from megavideo.parallel.processes.mesh import ProcessMesh
 
 
 def main() -> int:
@@ -33,32 +35,50 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the summary to this file too")
     parser.add_argument("--rehearse", action="store_true")
     arguments = parser.parse_args()
-    device = torch.device("cpu" if arguments.rehearse else "cuda")
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    mesh = ProcessMesh.of(parse_layout("zero1"), 4, 0, 1)
-    groups = Groups.of(mesh)
+    if arguments.rehearse:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is asked for a GPU
+    checks = Checks(arguments.json, {"rehearsal": arguments.rehearse})
+    _run(checks, torch.device("cpu" if arguments.rehearse else "cuda"), rehearse=arguments.rehearse)
+    summary = checks.summary()
+    print(json.dumps(summary), flush=True)
+    return 1 if summary["failed"] else 0
 
-    def make(config: LayersConfig) -> Layers:
-        return build_layers(LayersConfig() if arguments.rehearse else config, mesh, groups, device)
 
-    kinds: tuple[Fp8Kind, ...] = () if arguments.rehearse else ("current", "delayed", "block")
+def _run(checks: Checks, device: torch.device, *, rehearse: bool) -> None:
+    """All checks; what is quick and tells most comes first."""
+    checks.apart("the machine", lambda: _look(checks))
+    for name in CANDIDATES:
+        checks.apart(f"attention {name}", partial(check_kernel, checks, name, device))
+    checks.apart("copies", lambda: check_copies(checks, device))
+    kinds: tuple[Fp8Kind, ...] = () if rehearse else ("current", "delayed", "block")
+
+    def layers(rank: OneRank) -> MakeLayers:
+        return lambda config: rank.layers(LayersConfig() if rehearse else config)
+
+    checks.apart("engine", lambda: _alone(lambda rank: check_engine(checks, rank)))
+    if not rehearse:
+        checks.apart("Transformer Engine", lambda: _check_te(checks, device))
+    checks.apart("linear layers", lambda: _alone(lambda rank: check_linears(checks, layers(rank), kinds, rank.device)))
+    checks.apart("training", lambda: _alone(lambda rank: check_training(checks, layers(rank), kinds, rank.device)))
+    checks.apart("gradients", lambda: check_gradients(checks, device, "aot_eager" if rehearse else "inductor"))
+
+
+def _look(checks: Checks) -> None:
     found = detect()
     print(f"torch {found.torch}, {found.gpus[0].name if found.gpus else 'no GPU'}", flush=True)
-    checks = Checks()
-    if not arguments.rehearse:
-        checks.run("Transformer Engine loads", _te_loads)
-        checks.run("te.Linear, smoke test in FP8", _smoke, 8e-2)
-        check_refusals(checks, device)
-    check_linears(checks, make, kinds, device)
-    check_attention(checks, device)
-    check_training(checks, make, kinds, device)
-    dist.destroy_process_group()
-    summary = checks.summary({"rehearsal": arguments.rehearse, "machine": dataclasses.asdict(found)})
-    text = json.dumps(summary)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
-    print(text, flush=True)
-    return 1 if summary["failed"] else 0
+    checks.add_facts({"machine": dataclasses.asdict(found)})
+
+
+def _alone(check: Callable[[OneRank], None]) -> None:
+    """Run what needs a process group, with one of this process alone."""
+    with one_rank() as rank:
+        check(rank)
+
+
+def _check_te(checks: Checks, device: torch.device) -> None:
+    checks.run("Transformer Engine loads", _te_loads)
+    checks.run("te.Linear, smoke test in FP8", _smoke, 8e-2)
+    check_refusals(checks, device)
 
 
 def _te_loads() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megavideo.cli.checkpoint_source import brought_here, shelf
 from megavideo.cli.describe import MAX_ROWS, describe_fields, one_line
 from megavideo.cli.verb import Texts, Verb, Words
 from megavideo.config.schema.checkpoint_verb import CheckpointVerbRun
@@ -27,29 +26,31 @@ def _run(cfg: CheckpointVerbRun, texts: Texts) -> Any:
 
 
 def _list(cfg: CheckpointVerbRun, place: str) -> Any:
-    from megavideo.checkpoint.survey import survey
+    from megavideo.checkpoint.survey import Looked, survey
 
-    return survey(_shelf(place), hashes=cfg.hashes)
+    return survey(shelf(place), Looked(hashes=cfg.hashes))
 
 
 def _verify(cfg: CheckpointVerbRun, place: str) -> Any:
-    from megavideo.checkpoint.survey import survey
+    from megavideo.checkpoint.survey import Looked, survey
 
-    return survey(_shelf(place), hashes=True)
+    return survey(shelf(place), Looked(hashes=True, values=cfg.values))
 
 
 def _show(cfg: CheckpointVerbRun, place: str) -> Any:
     from megavideo.checkpoint.contents import contents_of
 
-    with _brought_here(place) as folder:
+    with brought_here(place) as folder:
         return contents_of(folder)
 
 
 def _reshard(cfg: CheckpointVerbRun, place: str) -> Any:
     from megavideo.checkpoint.reshard import reshard
+    from megavideo.data.storage.owners import Claim, owning
 
     assert cfg.out is not None and cfg.ranks is not None
-    with _brought_here(place) as folder:
+    claim = Claim("checkpoint reshard", "out= another folder")
+    with brought_here(place) as folder, owning(Path(cfg.out), claim):
         return reshard(folder, Path(cfg.out), cfg.ranks)
 
 
@@ -81,45 +82,8 @@ def _check_settings(cfg: CheckpointVerbRun, action: str) -> None:
             raise ConfigError(name, value, f"has no effect on {action}", "drop it, or take reshard")
     if cfg.hashes and action != "ls":
         raise ConfigError("hashes", True, f"has no effect on {action}", "drop it, or take ls")
-
-
-def _shelf(place: str) -> Any:
-    """The checkpoints of a run, or the one that is named. Raises CheckpointError where that is not there."""
-    from megavideo.checkpoint.manifest import PREFIX
-    from megavideo.checkpoint.read import find_checkpoint
-    from megavideo.checkpoint.survey import Shelf
-    from megavideo.data.storage.open import is_object_store, open_storage
-    from megavideo.errors import CheckpointError
-
-    parent, _, last = place.rstrip("/").rpartition("/")
-    only = last if last.startswith(PREFIX) else None
-    source: Any
-    if is_object_store(place):
-        source = open_storage(parent if only else place)
-    else:
-        source = Path(place).resolve().parent if only else find_checkpoint(Path(place)).parent
-    shelf = Shelf(source, only)
-    if not shelf.names():
-        there = Shelf(source).names()
-        remedy = f"take one of {', '.join(there)}" if there else "give the place that a run saves to, with its name"
-        raise CheckpointError(f"{place}: no such checkpoint. Remedy: {remedy}")
-    return shelf
-
-
-@contextmanager
-def _brought_here(place: str) -> Iterator[Path]:
-    """A checkpoint, or a run's newest, as a folder; of a store, a copy for as long as the block lasts."""
-    from megavideo.checkpoint.fetch import fetch_checkpoint
-    from megavideo.checkpoint.read import find_checkpoint
-    from megavideo.checkpoint.survey import Shelf
-    from megavideo.data.storage.open import is_object_store
-
-    if not is_object_store(place):
-        yield find_checkpoint(Path(place))
-        return
-    shelf: Shelf = _shelf(place)
-    with tempfile.TemporaryDirectory(prefix="megavideo-checkpoint-") as folder:
-        yield fetch_checkpoint(shelf.storage, shelf.names()[-1], Path(folder), lambda file: None)
+    if not cfg.values and action != "verify":
+        raise ConfigError("values", False, f"has no effect on {action}", "drop it, or take verify")
 
 
 def _describe(report: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from megavideo.cli.describe import describe_fields
 from megavideo.cli.verb import Texts, Verb
-from megavideo.config.dump import from_yaml, to_yaml
+from megavideo.config.dump import read_config, to_yaml
 from megavideo.config.schema.demo import DemoRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
@@ -44,16 +44,20 @@ class _Places:
     root: Path
 
     @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
     def corpus(self) -> Path:
-        return self.root / "data" / "corpus"
+        return self.data / "corpus"
 
     @property
     def clips(self) -> Path:
-        return self.root / "data" / "clips"
+        return self.data / "clips"
 
     @property
     def latents(self) -> Path:
-        return self.root / "data" / "latents"
+        return self.data / "latents"
 
     @property
     def samples(self) -> Path:
@@ -61,9 +65,17 @@ class _Places:
 
 
 def _run(cfg: DemoRun, texts: Texts) -> DemoReport:
+    from megavideo.data.storage.owners import Claim, owning
+
     del texts
-    begin = time.monotonic()
     places = _Places(Path(cfg.out))
+    _check_folder(cfg, places.root)
+    with owning(places.data, Claim("demo", "out= another folder")):  # the root itself is the folder of its run
+        return _all_parts(cfg, places)
+
+
+def _all_parts(cfg: DemoRun, places: _Places) -> DemoReport:
+    begin = time.monotonic()
     _claim(cfg, places.root)
     seconds: dict[str, float] = {}
 
@@ -86,13 +98,16 @@ def _run(cfg: DemoRun, texts: Texts) -> DemoReport:
     return DemoReport(score.prompts, score.colour, score.shape, score.motion, report, record, minutes)
 
 
+def _check_folder(cfg: DemoRun, root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise ConfigError("out", cfg.out, "is a file, and a folder is needed", "give out= a folder's name")
+
+
 def _claim(cfg: DemoRun, root: Path) -> None:
     """Keep the settings in the demo's folder; an earlier demo with others is not mixed with this one."""
     path = root / _SETTINGS
-    if root.exists() and not root.is_dir():
-        raise ConfigError("out", cfg.out, "is a file, and a folder is needed", "give out= a folder's name")
     if path.exists():
-        before = asdict(from_yaml(DemoRun, path.read_text(), source=str(path)))
+        before = asdict(read_config(DemoRun, path))
         now = asdict(cfg)
         for name in now:
             if now[name] != before[name] and name != "out":

@@ -10,9 +10,14 @@ from megavideo.config.schema.prepare import IngestRun
 
 
 def _run(cfg: IngestRun, texts: Texts) -> Any:
+    from megavideo.config.rules.scores import models_on
     from megavideo.data.ingest import ingest
 
-    return ingest(cfg)
+    if not models_on(cfg.scores):
+        return ingest(cfg)
+    from megavideo.encoders.scores.build import build_measures  # brings torch
+
+    return ingest(cfg, build_measures(cfg.scores))
 
 
 VERB = Verb(
@@ -26,6 +31,8 @@ VERB = Verb(
         "megavideo ingest src=clips out=data/clips",
         "megavideo ingest src=clips out=data/clips captions=captions.jsonl workers=16",
         "megavideo ingest src=clips out=data/clips filters=strict filters.min_motion=0.5",
+        "megavideo ingest src=s3://bucket/clips out=data/clips store.cache=/scratch",
+        "megavideo ingest src=clips out=data/clips scores.clip.folder=FOLDER scores.clip.minimum=0.2",
         "megavideo ingest src=clips out=data/clips shard=0/4   # or as a SLURM job array, without shard=",
     ),
 )

@@ -30,6 +30,8 @@ def _describe(report: Any) -> str:
             continue
         numbers = (row.loss_rel, row.grad_norm_rel, row.max_grad_rel, row.max_param_rel, row.max_ema_rel)
         mark = "" if row.within else "  OUTSIDE THE LIMITS"
+        if row.host_reads is not None:
+            mark = f"  {row.host_reads:g} host reads a step{mark}"
         lines.append(f"{row.layout:<44} " + " ".join(f"{number:8.1e}" for number in numbers) + f"  {row.worst}{mark}")
     if report.saved is not None:
         kept = report.saved
@@ -61,10 +63,20 @@ VERB = Verb(
         ),
         TextOption("--pack", "MIX", "mixed, images, one, halves, or grids as 1x4x4+5x4x3", sets="pack"),
         TextOption("--matrix", "M", "the project's own layouts: fast or full", sets="matrix"),
+        TextOption(
+            "--device-like",
+            "D",
+            "cpu, or gpu: collectives complete late, and passes read no values",
+            sets="device_like",
+        ),
+        TextOption("--lora", "R", "train adapters of this rank beside every linear layer", sets="lora"),
+        TextOption("--kernel", "K", "attention kernel of the layouts: cpu or stand-in", sets="kernel"),
     ),
     examples=(
         "megavideo parity tp2-sp cp2-ring-dp2-zero3",
         "megavideo parity tp2-sp-cp2-ring-pp2-zero1 --precision bf16 --json",
         "megavideo parity cp4-2d --heads 8 --tokens 128 --pack 1x4x4+5x4x4",
+        "megavideo parity cp3-ring tp2-sp --device-like gpu",
+        "megavideo parity tp2-sp-cp2-ring-zero3 --lora 4",
     ),
 )

@@ -3,32 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from megavideo.border.files import read_file
+from megavideo.border.json_text import read_json
+from megavideo.border.refused import Refused
 from megavideo.cli.describe import describe_fields
 from megavideo.cli.verb import TextOption, Texts, Verb
+from megavideo.config.given import GivenFiles
 from megavideo.config.schema.sample import SampleRun
 from megavideo.errors import ConfigError, DataError
 
+_JSON_SUFFIX = ".json"
 
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """One prompt a line, empty lines left out. Raises DataError when the file cannot be read or holds none."""
+
+@dataclass(frozen=True)
+class GivenPrompt:
+    """A prompt and the files that its sample is given; None for those of the settings."""
+
+    prompt: str
+    files: GivenFiles | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    prompt: str
+    image: str | None = None
+    last_image: str | None = None
+    video: str | None = None
+    mask: str | None = None
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
+def read_prompts(path: Path) -> tuple[GivenPrompt, ...]:
+    """One prompt a line, empty lines left out, or a JSON list of prompts with files, which lie beside it.
+
+    Raises DataError when the file cannot be read or holds none.
+    """
+    prompts: tuple[GivenPrompt, ...]
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read as UTF-8 text ({error}). Remedy: give --prompts a text file"
-        ) from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
+        if path.suffix == _JSON_SUFFIX:
+            prompts = tuple(_given_prompt(row, path.parent) for row in read_json(path, list[_Row]))
+        else:
+            lines = read_file(path).decode("utf-8-sig").splitlines()
+            prompts = tuple(GivenPrompt(line.strip()) for line in lines if line.strip())
+    except (OSError, Refused, UnicodeDecodeError) as error:
+        form = 'JSON as [{"prompt": TEXT, "image": FILE}]' if path.suffix == _JSON_SUFFIX else "UTF-8 text"
+        raise DataError(f"{path}: cannot be read as {form} ({error}). Remedy: give --prompts such a file") from error
     if not prompts:
         raise DataError(f"{path}: holds no prompt. Remedy: write one prompt a line")
     return prompts
 
 
-def prompts_of(texts: Texts) -> tuple[str, ...]:
+def _given_prompt(row: _Row, folder: Path) -> GivenPrompt:
+    paths = (row.image, row.last_image, row.video, row.mask)
+    files = GivenFiles(*(path and str(folder / path) for path in paths))
+    return GivenPrompt(row.prompt, files if files != GivenFiles() else None)
+
+
+def prompts_of(texts: Texts) -> tuple[GivenPrompt, ...]:
     """The prompts given one by one, then those of the file. Raises ConfigError when there are none."""
-    prompts = tuple(texts.get("--prompt", ()))
+    prompts = tuple(GivenPrompt(text) for text in texts.get("--prompt", ()))
     for name in texts.get("--prompts", ()):
         prompts += read_prompts(Path(name))
     if not prompts:
@@ -44,7 +82,8 @@ def _run(cfg: SampleRun, texts: Texts) -> Any:
         raise ConfigError("--negative", negative[0], rule, "take guidance above 1, as guidance=5, or drop it")
     from megavideo.generate.run import sample
 
-    return sample(cfg, prompts, negative[0] if negative else "")
+    texts_of, files = [one.prompt for one in prompts], [one.files for one in prompts]
+    return sample(cfg, texts_of, negative[0] if negative else "", files)
 
 
 VERB = Verb(
@@ -56,8 +95,13 @@ VERB = Verb(
     describe=describe_fields,
     options=(
         TextOption("--prompt", "TEXT", "what the video shall show, in free text", repeats=True),
-        TextOption("--prompts", "FILE", "a text file with one prompt a line"),
+        TextOption(
+            "--prompts", "FILE", "a text file with one prompt a line, or a JSON list of prompts with their images"
+        ),
         TextOption("--negative", "TEXT", "what the video shall not show"),
     ),
-    examples=('megavideo sample ckpt=runs/small out=red.mp4 --prompt "a red ball, bouncing"',),
+    examples=(
+        'megavideo sample ckpt=runs/small out=red.mp4 --prompt "a red ball, bouncing"',
+        'megavideo sample ckpt=runs/small out=ball.mp4 image=ball.png --prompt "a red ball, bouncing"',
+    ),
 )

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from megavideo.cli.verb import TextOption, Texts, Verb
 from megavideo.config.schema.cluster import SlurmGenRun
+from megavideo.errors import ConfigError, DataError
 
 
 def _run(cfg: SlurmGenRun, texts: Texts) -> Any:
     from megavideo.launch.write import generate
 
-    return generate(cfg)
+    if cfg.check:
+        return generate(cfg)
+    from megavideo.data.storage.owners import Claim, owning
+
+    try:
+        with owning(Path(cfg.out), Claim("slurm-gen", "out= another folder")):
+            return generate(cfg)
+    except DataError as error:
+        raise ConfigError("out", cfg.out, str(error), "name a folder of your own") from error
 
 
 def _describe(report: Any) -> str:

@@ -14,7 +14,9 @@ from megavideo.config.rules.cluster import CLUSTER_RULES
 from megavideo.config.rules.data import DATA_RULES
 from megavideo.config.rules.diffusion import DIFFUSION_RULES
 from megavideo.config.rules.doctor import DOCTOR_RULES
+from megavideo.config.rules.export import EXPORT_RULES
 from megavideo.config.rules.layout import LAYOUT_RULES
+from megavideo.config.rules.lora import LORA_RULES
 from megavideo.config.rules.model import MODEL_RULES
 from megavideo.config.rules.optim import OPTIM_RULES
 from megavideo.config.rules.precision import PRECISION_RULES
@@ -29,6 +31,7 @@ from megavideo.config.rules.validation import VALIDATION_RULES
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.config.schema.doctor import DoctorRun
+from megavideo.config.schema.export import ExportRun
 from megavideo.config.schema.parity import ParityRun
 from megavideo.config.schema.preflight import PreflightRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
@@ -48,6 +51,7 @@ TRAIN_RULES = (
     *STAGE_RULES,
     *CHECKPOINT_RULES,
     *VALIDATION_RULES,
+    *LORA_RULES,
 )
 
 
@@ -63,6 +67,7 @@ def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:
         ParityRun: RECOMPUTE_RULES,
         PreflightRun: PREFLIGHT_RULES,
         SlurmGenRun: CLUSTER_RULES,
+        ExportRun: EXPORT_RULES,
         SampleRun: (*SAMPLE_RULES, *EXPAND_RULES),
     }
     return by_schema.get(schema, ())

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
+from megavideo.border.secrets import is_secret_name
+from megavideo.config.names import texts_of
 from megavideo.config.rules.effect import refuse_set
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.errors import ConfigError
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 _MEMORY = re.compile(r"\d+[KMGT]?")
-_VARIABLE = re.compile(r"[A-Za-z_]\w*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NOT_IN_A_LINE = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are no UTF-8, ends of lines and paragraphs
 _SET_BY_FIELDS = (
     "--account", "--cpus-per-task", "--exclusive", "--gpus-per-node", "--mem", "--nodes", "--ntasks-per-node",
     "--partition", "--qos", "--signal", "--time",
@@ -37,6 +41,14 @@ def seconds_of(field: str, text: str) -> int:
     if len(numbers) == 3:
         return (numbers[0] * 60 + numbers[1]) * 60 + numbers[2]
     return numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
+
+
+def texts_are_lines(cfg: SlurmGenRun) -> None:
+    """No text has a line break or another control character: scripts are made of lines."""
+    for path, text in texts_of(cfg):
+        if any(unicodedata.category(character) in _NOT_IN_A_LINE for character in text):
+            rule = "holds a line break or another control character"
+            raise ConfigError(path, text, rule, "write it on one line, in plain characters")
 
 
 def tasks_are_gpus(cfg: SlurmGenRun) -> None:
@@ -78,7 +90,10 @@ def environment_names_are_variables(cfg: SlurmGenRun) -> None:
     for name, value in cfg.cluster.environment.items():
         field = f"cluster.environment.{name}"
         if not _VARIABLE.fullmatch(name):
-            raise ConfigError(field, value, "is no name of a variable", "write letters, digits and underscores")
+            raise ConfigError(field, None, "is no name of a variable", "write letters, digits and underscores")
+        if is_secret_name(name):
+            rule = "would stand in every script for all to read (its value is not shown)"
+            raise ConfigError(field, None, rule, f"export {name} before sbatch, which hands it on to jobs")
         if name == "OMP_NUM_THREADS" or (name in _INTERFACE_VARIABLES and cfg.cluster.interface is not None):
             own = "threads" if name == "OMP_NUM_THREADS" else "interface"
             raise ConfigError(field, value, f"is set by cluster.{own}", f"drop it, and set cluster.{own}")
@@ -145,6 +160,7 @@ def evaluation_has_prompts(cfg: SlurmGenRun) -> None:
 _INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 CLUSTER_RULES = (
+    texts_are_lines,
     tasks_are_gpus,
     times_are_times,
     memory_is_slurms,

@@ -66,6 +66,24 @@ def one_kind_of_shift(cfg: TrainRun) -> None:
         raise ConfigError("diffusion.shift", cfg.diffusion.shift, "excludes diffusion.shift_by_size=true", remedy)
 
 
+def sigma_range_fits(cfg: TrainRun) -> None:
+    """A range of flow matching's levels, from less noise to more, and smaller than all; the terms act within it."""
+    diffusion = cfg.diffusion
+    if diffusion.sigma_range is None:
+        return
+    field, shown, (low, high) = "diffusion.sigma_range", list(diffusion.sigma_range), diffusion.sigma_range
+    if diffusion.objective != "flow":
+        raise ConfigError(field, shown, "has no effect with diffusion.objective=ddpm", f"add {field}=null")
+    if low >= high:
+        raise ConfigError(field, shown, "must run from less noise to more", f"write {field}=[{high:g},{low:g}]")
+    if (low, high) == (0.0, 1.0):
+        raise ConfigError(field, shown, "is all there is, and has no effect", f"add {field}=null")
+    terms = diffusion.terms
+    if terms.max_level <= low and any((terms.temporal_consistency, terms.motion_smoothness, terms.perceptual)):
+        rule = f"no clip of diffusion.sigma_range={shown} is noised as little, and the terms have no effect"
+        raise ConfigError("diffusion.terms.max_level", terms.max_level, rule, f"take a level above {low:g}")
+
+
 def terminal_snr_fits(cfg: TrainRun) -> None:
     """Zero terminal SNR is a DDPM schedule; there epsilon says nothing of the clip (Lin et al. 2024, section 3.2)."""
     diffusion = cfg.diffusion
@@ -141,6 +159,7 @@ DIFFUSION_RULES = (
     logit_settings_fit_timesteps,
     shift_belongs_to_flow,
     one_kind_of_shift,
+    sigma_range_fits,
     terminal_snr_fits,
     min_snr_fits,
     shift_sigma_fits,

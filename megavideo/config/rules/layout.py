@@ -111,6 +111,14 @@ def bf16_keeps_fp32_weights(cfg: TrainRun) -> None:
         raise ConfigError("layout", cfg.layout, rule, remedy)
 
 
+def muon_stays_on_the_device(cfg: TrainRun) -> None:
+    """Offloaded momenta are in host memory, where no matrices are multiplied at a GPU's speed."""
+    if cfg.optim.algorithm == "muon" and parse_layout(cfg.layout).offload:
+        rule = "offload keeps the optimizer in host memory, where Muon would have to multiply matrices"
+        remedy = "drop offload from the layout, or take AdamW: optim=constant"
+        raise ConfigError("layout", cfg.layout, rule, remedy)
+
+
 LAYOUT_RULES = (
     shape_divides_by_tp,
     heads_divide_by_ulysses,
@@ -120,4 +128,5 @@ LAYOUT_RULES = (
     packs_feed_dualpipev,
     pipeline_keeps_gradients,
     bf16_keeps_fp32_weights,
+    muon_stays_on_the_device,
 )

@@ -50,4 +50,38 @@ def time_dim_is_even(cfg: TrainRun) -> None:
         raise ConfigError("model.time_dim", cfg.model.time_dim, "must be even", remedy)
 
 
-MODEL_RULES = (width_divides_by_heads, head_serves_rotary_position, patch_is_positive, time_dim_is_even)
+def given_channels_fit(cfg: TrainRun) -> None:
+    """Further input channels hold a mask and the latents of a first frame: Wan lays them out for image_to_video."""
+    model, conditions = cfg.model, cfg.diffusion.conditions
+    if model.given_channels == 0:
+        return
+    field, number = "model.given_channels", model.given_channels
+    if number <= model.latent_channels:
+        rule = f"must hold a mask besides model.latent_channels={model.latent_channels}"
+        raise ConfigError(field, number, rule, f"take {field}={model.latent_channels + 4}, as Wan has them")
+    for name in ("extension", "interpolation", "inpainting"):
+        if getattr(conditions, name) > 0:
+            rule = f"is not among what {field}={number} can tell, which Wan lays out for image_to_video"
+            remedy = f"add diffusion.conditions.{name}=0"
+            raise ConfigError(f"diffusion.conditions.{name}", getattr(conditions, name), rule, remedy)
+    if conditions.image_to_video == 0 and cfg.stage is None and not cfg.stages:
+        rule = "has no effect with diffusion.conditions.image_to_video=0"
+        raise ConfigError(field, number, rule, "add diffusion.conditions.image_to_video=1, or drop it")
+
+
+def model_has_no_image_embedding(cfg: TrainRun) -> None:
+    """The network attends to text alone."""
+    if cfg.model.image_dim is not None:
+        rule = "the network attends to no image embedding: image-to-video models of Wan 2.1 cannot run"
+        remedy = "leave model.image_dim out, and take a text-to-video model or one of Wan 2.2"
+        raise ConfigError("model.image_dim", cfg.model.image_dim, rule, remedy)
+
+
+MODEL_RULES = (
+    width_divides_by_heads,
+    head_serves_rotary_position,
+    patch_is_positive,
+    time_dim_is_even,
+    given_channels_fit,
+    model_has_no_image_embedding,
+)

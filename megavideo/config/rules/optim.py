@@ -38,4 +38,23 @@ def min_lr_ratio_belongs_to_cosine(cfg: TrainRun) -> None:
         raise ConfigError("optim.min_lr_ratio", optim.min_lr_ratio, rule, "add optim.min_lr_ratio=null")
 
 
-OPTIM_RULES = (betas_are_decays, average_moves, warmup_ends_within_run, min_lr_ratio_belongs_to_cosine)
+def muon_has_its_settings(cfg: TrainRun) -> None:
+    """Muon's own settings are needed by it and mean nothing to AdamW."""
+    optim = cfg.optim
+    for name, value, example in (
+        ("muon_momentum", optim.muon_momentum, "0.95"), ("muon_precision", optim.muon_precision, "bf16"),
+    ):  # fmt: skip
+        if optim.algorithm == "muon" and value is None:
+            raise ConfigError(f"optim.{name}", None, "optim.algorithm=muon needs it", f"take optim.{name}={example}")
+        if optim.algorithm == "adamw" and value is not None:
+            remedy = f"take optim=muon, or add optim.{name}=null"
+            raise ConfigError(f"optim.{name}", value, "has no effect with optim.algorithm=adamw", remedy)
+
+
+OPTIM_RULES = (
+    betas_are_decays,
+    average_moves,
+    warmup_ends_within_run,
+    min_lr_ratio_belongs_to_cosine,
+    muon_has_its_settings,
+)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from megavideo.config.layout import parse_layout
 from megavideo.config.rules.layout import FP8_MULTIPLE, check_fp8_alignment
-from megavideo.config.schema.precision import ALWAYS_BF16, LayersConfig
+from megavideo.config.schema.precision import ALWAYS_BF16, CPU_ATTENTION, LayersConfig
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
 
+HEAD_MULTIPLE = 8  # of the width of a head, for the attention kernels of GPUs
 _LAYERS_OF_BLOCK = (
     "self_attention.qkv",
     "self_attention.out",
@@ -77,14 +78,33 @@ def fp8_sizes_divide(cfg: TrainRun) -> None:
             legal = -(-size // (layout.tp * FP8_MULTIPLE)) * layout.tp * FP8_MULTIPLE
             raise ConfigError(f"model.{name}", size, rule, f"take model.{name}={legal}, or layers.fp8=none")
     check_fp8_alignment(cfg.data.tokens_per_pack, layout)
-    text = cfg.data.text_tokens_per_pack
-    if text % FP8_MULTIPLE:
-        legal = -(-text // FP8_MULTIPLE) * FP8_MULTIPLE
-        rule = f"FP8 needs it to divide by {FP8_MULTIPLE}"
+    text, multiple = cfg.data.text_tokens_per_pack, FP8_MULTIPLE * layout.cp
+    if text % multiple:
+        legal = -(-text // multiple) * multiple
+        rule = f"FP8 needs the share of each of {layout.cp} context-parallel ranks to divide by {FP8_MULTIPLE}"
         raise ConfigError("data.text_tokens_per_pack", text, rule, f"take data.text_tokens_per_pack={legal}")
 
 
+def attention_fits_the_run(cfg: TrainRun) -> None:
+    """A named kernel of GPUs takes bf16 and heads whose width divides by 8, one of CPUs no layers of GPUs."""
+    name, head_dim = cfg.layers.attention, cfg.model.head_dim
+    if name == "auto":
+        return
+    if name in CPU_ATTENTION:
+        if cfg.layers.engine == "te":
+            rule = "computes on a CPU, and layers.engine=te on a GPU"
+            raise ConfigError("layers.attention", name, rule, "take layers.attention=auto, or layers=local")
+        return
+    if cfg.train.precision != "bf16":
+        rule = f"needs train.precision=bf16, not {cfg.train.precision}"
+        raise ConfigError("layers.attention", name, rule, "add train.precision=bf16, or take layers.attention=auto")
+    if head_dim % HEAD_MULTIPLE:
+        rule = f"needs heads whose width divides by {HEAD_MULTIPLE}, and model.heads={cfg.model.heads} gives {head_dim}"
+        raise ConfigError("layers.attention", name, rule, "change model.heads or model.width")
+
+
 PRECISION_RULES = (
+    attention_fits_the_run,
     fp8_needs_te,
     fp8_needs_bf16,
     exclusion_names_layers,

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from megavideo.config.rules.effect import refuse_set
+from megavideo.config.rules.scores import (
+    ingest_score_ranges_are_not_empty,
+    ingest_scores_have_what_they_need,
+    scores_on,
+)
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.texts import parse_own_score, parse_share
 from megavideo.errors import ConfigError
@@ -10,14 +15,13 @@ from megavideo.errors import ConfigError
 SPACE_RATIO = 8
 
 
-def ingest_reads_and_writes_folders(cfg: IngestRun) -> None:
-    """Clips are read from and listed in folders; only encoded latents go to a store."""
-    for name in ("src", "out"):
-        value = getattr(cfg, name)
-        if "://" in value:
-            raise ConfigError(
-                name, value, "must be a path, not an address", "take a local folder; encode writes to s3://"
-            )
+def ingest_lists_in_a_folder(cfg: IngestRun) -> None:
+    """Clips are read from a folder or S3, and listed in a folder."""
+    if "://" in cfg.src and not cfg.src.startswith("s3://"):
+        raise ConfigError("src", cfg.src, "must be a path or s3://bucket/prefix", "take a local folder, or a store")
+    if "://" in cfg.out:
+        rule = "must be a path, not an address"
+        raise ConfigError("out", cfg.out, rule, "take a local folder; encode writes to s3://")
 
 
 def ingest_shard_is_a_share(cfg: IngestRun) -> None:
@@ -28,7 +32,7 @@ def ingest_shard_is_a_share(cfg: IngestRun) -> None:
 
 def ingest_own_scores_are_paths(cfg: IngestRun) -> None:
     """Own scores are dotted paths whose last parts, their names, differ from each other and from the built-in ones."""
-    names = {"change", "motion", "sharpness", "aesthetic"}
+    names = {"change", "motion", "sharpness", "aesthetic", *scores_on(cfg.scores)}
     for position, text in enumerate(cfg.filters.own):
         name = parse_own_score(f"filters.own[{position}]", text).name
         if name in names:
@@ -50,7 +54,7 @@ def ingest_cuts_where_it_is_told_how(cfg: IngestRun) -> None:
     """What makes a scene cut matters only where they are looked for."""
     if not cfg.cuts.enabled:
         rule, remedy = "has no effect with cuts.enabled=false", "add cuts.enabled=true, or drop it"
-        refuse_set("cuts", cfg.cuts, ("ratio", "change"), rule, remedy)
+        refuse_set("cuts", cfg.cuts, ("ratio", "change", "transitions", "hole_seconds"), rule, remedy)
 
 
 def encode_begins_anew_or_retries(cfg: EncodeRun) -> None:
@@ -59,10 +63,16 @@ def encode_begins_anew_or_retries(cfg: EncodeRun) -> None:
         raise ConfigError("retry_dropped", True, "has no effect with overwrite=true", "drop one of the two")
 
 
-def encode_reads_folder(cfg: EncodeRun) -> None:
-    """Clips are read from a folder, and latents go to a folder or an S3 prefix."""
-    if "://" in cfg.src:
-        raise ConfigError("src", cfg.src, "must be a path, not an address", "copy the clips to a local folder")
+def repeats_are_limited_where_they_are_made(cfg: EncodeRun) -> None:
+    """Frames are repeated only to reach a rate that is asked for."""
+    if cfg.fps is None:
+        refuse_set("", cfg, ("max_doubled",), "has no effect without fps", "add fps=VALUE, as fps=16, or drop it")
+
+
+def encode_reads_and_writes_places(cfg: EncodeRun) -> None:
+    """Clips are read from a folder or an S3 prefix, and latents go to one."""
+    if "://" in cfg.src and not cfg.src.startswith("s3://"):
+        raise ConfigError("src", cfg.src, "must be a path or s3://bucket/prefix", "take a local folder, or a store")
     if "://" in cfg.out and not cfg.out.startswith("s3://"):
         raise ConfigError("out", cfg.out, "must be a folder or an s3:// prefix", "take s3://BUCKET/PREFIX or a path")
 
@@ -111,9 +121,13 @@ def autoencoder_settings_fit(cfg: EncodeRun) -> None:
 def text_encoder_settings_fit(cfg: EncodeRun) -> None:
     """`bytes` has dim; `transformers` has path."""
     encoder = cfg.text_encoder
-    needed, idle = (("dim",), ("path",)) if encoder.kind == "bytes" else (("path",), ("dim",))
+    needed, idle = (("dim",), ("path", "pad_to")) if encoder.kind == "bytes" else (("path",), ("dim",))
     _needed("text_encoder", encoder, needed)
     _idle("text_encoder", encoder, idle)
+    if encoder.pad_to is not None and encoder.pad_to < encoder.max_tokens:
+        rule = f"captions of up to text_encoder.max_tokens={encoder.max_tokens} would not fit"
+        remedy = f"take text_encoder.pad_to={encoder.max_tokens}, or fewer max_tokens"
+        raise ConfigError("text_encoder.pad_to", encoder.pad_to, rule, remedy)
 
 
 def _needed(group: str, section: object, names: tuple[str, ...]) -> None:
@@ -133,18 +147,21 @@ def _idle(group: str, section: object, names: tuple[str, ...]) -> None:
 
 
 INGEST_RULES = (
-    ingest_reads_and_writes_folders,
+    ingest_lists_in_a_folder,
     ingest_shard_is_a_share,
     ingest_own_scores_are_paths,
+    ingest_scores_have_what_they_need,
+    ingest_score_ranges_are_not_empty,
     ingest_ranges_are_not_empty,
     ingest_cuts_where_it_is_told_how,
 )
 ENCODE_RULES = (
-    encode_reads_folder,
+    encode_reads_and_writes_places,
     encode_shard_is_a_share,
     encode_does_not_write_into_src,
     encode_begins_anew_or_retries,
     encode_patch_is_positive,
+    repeats_are_limited_where_they_are_made,
     area_holds_a_patch,
     autoencoder_settings_fit,
     text_encoder_settings_fit,

@@ -120,6 +120,13 @@ def optimizer_fits(cfg: TrainVaeRun) -> None:
             rule(cfg)  # type: ignore[arg-type]  # it has the fields that these rules read
 
 
+def muon_has_blocks(cfg: TrainVaeRun) -> None:
+    """An autoencoder has none of the matrices that Muon trains."""
+    if cfg.optim.algorithm == "muon":
+        rule = "trains matrices of transformer blocks, and an autoencoder has none"
+        raise ConfigError("optim.algorithm", "muon", rule, "take optim=small")
+
+
 VAE_RULES = (
     name_is_a_folder_name,
     output_is_a_folder,
@@ -133,4 +140,5 @@ VAE_RULES = (
     adversary_comes_within_run,
     nothing_is_trained_of_new_weights,
     optimizer_fits,
+    muon_has_blocks,
 )

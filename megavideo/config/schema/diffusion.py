@@ -26,7 +26,8 @@ class DiffusionConfig:
 
     `shift` moves flow timesteps towards noise by a constant; `shift_by_size` instead derives it from token count and
     latent frames. `shift_by_content` moves them further for clips whose measured spatial and temporal gradient is
-    large, and back for calm ones: it is the exponent of that ratio (0: not at all). `snr_gamma` belongs to
+    large, and back for calm ones: it is the exponent of that ratio (0: not at all). `sigma_range` trains one expert of
+    a pair, on levels from one to the other as they are after all shifts; null trains on all. `snr_gamma` belongs to
     `loss_weight=min_snr`; `zero_terminal_snr` belongs to ddpm. `shift_loss_scale` is the slope of
     `loss_weight=shift_sigma`.
     """
@@ -39,6 +40,7 @@ class DiffusionConfig:
     shift: float | None = setting(None, above=0.0)
     shift_by_size: bool = False
     shift_by_content: float = setting(0.0, minimum=0.0, maximum=2.0)
+    sigma_range: tuple[float, float] | None = setting(None, minimum=0.0, maximum=1.0)
     zero_terminal_snr: bool = False
     loss_weight: Literal["none", "min_snr", "shift_sigma"] = "none"
     snr_gamma: float | None = setting(None, above=0.0)

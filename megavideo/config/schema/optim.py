@@ -10,7 +10,12 @@ from megavideo.config.schema.field import setting
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its schedule and its average. `ema_decay` None keeps no average; `min_lr_ratio` belongs to cosine."""
+    """The optimizer, its schedule and its average. `ema_decay` None keeps no average; `min_lr_ratio` belongs to cosine.
+
+    `algorithm` muon is Muon for the hidden matrices of the blocks and AdamW for all else, at one rate and decay. Then
+    `muon_precision` is that of the matrix products by which an update is orthogonalised, and of what ranks exchange for
+    it: bf16 as published, or fp32, in which layouts agree to rounding, at several times the cost on a GPU.
+    """
 
     lr: float = setting(above=0.0, maximum=1.0, remedy="AdamW on a DiT usually takes 1e-5 to 2e-3")
     betas: tuple[float, float] = (0.9, 0.95)
@@ -21,3 +26,6 @@ class OptimConfig:
     min_lr_ratio: float | None = setting(None, minimum=0.0, maximum=1.0)
     clip: float | None = setting(1.0, above=0.0)
     ema_decay: float | None = setting(0.9999, minimum=0.0, maximum=1.0)
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    muon_momentum: float | None = setting(None, minimum=0.0, maximum=0.9999)
+    muon_precision: Literal["bf16", "fp32"] | None = None

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megavideo.config.schema.clip_filters import CutsConfig, FiltersConfig
+from megavideo.config.schema.clip_scores import ScoresConfig
+from megavideo.config.schema.clip_store import ClipStoreConfig
 from megavideo.config.schema.field import setting
 
 
@@ -13,20 +15,23 @@ from megavideo.config.schema.field import setting
 class IngestRun:
     """All settings of `megavideo ingest`.
 
-    `src` is a file or folder of video and images; `captions` is a JSONL of `file` and `caption` (default:
-    `captions.jsonl` beside the clips, then sidecar `.txt` and `.json`). `out` receives `clips.jsonl`, `dropped.jsonl`,
-    `report.json` and `report.html`, and under `parts` what was found in each input. `workers` is the number of
-    processes (default: one a core, none of their own for a handful of inputs). `shard` is the share of the inputs that
-    this process reads, `0/4` to `3/4` (default: the task's share of a SLURM job array, else all).
+    `src` is a file or folder of video and images, or `s3://bucket/prefix`, whose objects are read one at a time as
+    `store` says. `captions` is a JSONL of `file` and `caption` (default: `captions.jsonl` beside the clips, then
+    sidecar `.txt` and `.json`). `out` receives `clips.jsonl`, `dropped.jsonl`, `report.json` and `report.html`, and
+    under `parts` what was found in each input. `workers` is the number of processes (default: one a core, none of their
+    own for a handful of inputs). `shard` is the share of the inputs that this process reads, `0/4` to `3/4` (default:
+    the task's share of a SLURM job array, else all).
     """
 
-    src: str = setting(remedy="VALUE is a clip or a folder of clips")
+    src: str = setting(remedy="VALUE is a clip, a folder of clips or s3://bucket/prefix")
     out: str = setting(remedy="VALUE is the folder that the list of clips is written to")
     captions: str | None = None
     workers: int | None = setting(None, minimum=1, maximum=1024)
     shard: str | None = None
     cuts: CutsConfig = field(default_factory=CutsConfig)
     filters: FiltersConfig = field(default_factory=FiltersConfig)
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
+    store: ClipStoreConfig = field(default_factory=ClipStoreConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +55,28 @@ class TextEncoderConfig:
     """The text encoder (group `text_encoder`).
 
     `bytes` is the built-in fixed one of width `dim`; `transformers` loads an encoder and tokenizer folder from `path`.
-    Captions longer than `max_tokens` are cut, and counted.
+    Captions longer than `max_tokens` are cut, and counted. With `pad_to` zeros follow a caption's vectors up to that
+    length, and models attend to them: Wan's were trained so, with 512. It is kept with the dataset, and sampling does
+    the same.
     """
 
     kind: Literal["bytes", "transformers"]
     path: str | None = None
     dim: int | None = setting(None, minimum=8)
     max_tokens: int = setting(512, minimum=1)
+    pad_to: int | None = setting(None, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeRun:
     """All settings of `megavideo encode`.
 
-    `src` is a folder written by ingest, or one of raw clips, which is then ingested first. Clips are scaled so that
-    their area is at most `area` pixels at their own aspect ratio, never enlarged, and cut to at most `max_frames`.
+    `src` is a folder written by ingest, or one of raw clips or `s3://bucket/prefix`, which is then ingested first.
+    Clips that lie in a store are read one at a time, as `store` says. Clips are scaled so that their area is at most
+    `area` pixels at their own aspect ratio, never enlarged, and cut to at most `max_frames`. Videos keep their own
+    rates, or are brought to `fps` frames a second: at each time the nearest frame is taken, and clips of which more
+    than the share `max_doubled` would be repeats are dropped.
+
     `out` is a folder or an `s3://` prefix. What is done there with the same settings stays: a run that was stopped goes
     on, and new clips are added as a new version; weights may have moved to another `path` since. `overwrite` begins
     anew instead.
@@ -74,10 +86,12 @@ class EncodeRun:
     array, else all). `retry_dropped` tries clips once more that could not be read in an earlier version.
     """
 
-    src: str = setting(remedy="VALUE is a folder of clips, or one that `megavideo ingest` wrote")
+    src: str = setting(remedy="VALUE is a folder of clips, or one that ingest wrote, or s3://bucket/prefix")
     out: str = setting(remedy="VALUE is the folder or s3:// prefix that the dataset is written to")
     area: int = setting(minimum=256)
     max_frames: int = setting(minimum=1)
+    fps: float | None = setting(None, minimum=0.01, maximum=1000.0)
+    max_doubled: float = setting(0.5, minimum=0.0, maximum=1.0)
     patch: tuple[int, int, int] = (1, 2, 2)
     shard_bytes: int = setting(67108864, minimum=4096)
     unit_clips: int = setting(256, minimum=1)
@@ -85,5 +99,6 @@ class EncodeRun:
     shard: str | None = None
     retry_dropped: bool = False
     overwrite: bool = False
+    store: ClipStoreConfig = field(default_factory=ClipStoreConfig)
     autoencoder: AutoencoderConfig
     text_encoder: TextEncoderConfig

@@ -11,6 +11,7 @@ from megavideo.config.schema.diffusion import DiffusionConfig
 from megavideo.config.schema.exit import ExitConfig
 from megavideo.config.schema.field import setting
 from megavideo.config.schema.guard import GuardConfig
+from megavideo.config.schema.lora import LoraConfig
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.optim import OptimConfig
 from megavideo.config.schema.precision import LayersConfig
@@ -67,7 +68,8 @@ class TrainRun:
 
     `stages` are those of a curriculum (group `curriculum`), by name and in order, each with all of its settings;
     `stage` names or numbers the one to train, and null goes on from wherever the run folder stands. `init_from` is a
-    run folder or checkpoint whose weights and averages a new run begins with.
+    run folder or checkpoint whose weights and averages a new run begins with, or weights of Wan as `megavideo import`
+    takes them; the optimizer's state is new.
     """
 
     name: str
@@ -84,6 +86,7 @@ class TrainRun:
     guard: GuardConfig = field(default_factory=GuardConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     exit: ExitConfig = field(default_factory=ExitConfig)
-    init_from: str | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    init_from: str | None = setting(None, remedy="VALUE is a folder of Wan, a run folder or a checkpoint")
     stage: str | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -8,16 +8,22 @@ of one clip of its file.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megavideo.border.fields import Positive
+from megavideo.border.files import open_file, read_file, read_lines
+from megavideo.border.json_text import parse_json
+from megavideo.border.names import leads_outside, shown
+from megavideo.border.refused import Refused
 from megavideo.errors import DataError
 
 GIVEN = "given"
+_MOST_SIDECAR_BYTES = 1 << 20
+_MOST_NAME = 4096
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class WeightedCaption:
     """One of a clip's captions; it is drawn in proportion to `weight`. `source` tells who wrote it."""
 
     text: str
-    weight: float = 1.0
+    weight: Positive = 1.0
     source: str = GIVEN
 
 
@@ -82,13 +88,16 @@ def read_caption_table(path: Path, root: Path) -> CaptionTable:
     """Read rows `{"file": ..., "caption": ...}` or `{"file": ..., "captions": [...]}`; see the module.
 
     A relative `file` is looked for under `root`, then beside the JSONL. Of several rows for one file, or for one clip
-    where they have a `clip_id`, the first counts and the others become notes. Raises DataError, with the line, on
-    anything that is no such row.
+    where they have a `clip_id`, the first counts and the others become notes, as do lines that are no such row. Raises
+    DataError where the file cannot be read.
     """
     of_files: dict[Path, CaptionRow] = {}
     of_clips: dict[str, CaptionRow] = {}
     notes: list[CaptionNote] = []
     for row in caption_rows(path, root):
+        if isinstance(row, CaptionNote):
+            notes.append(row)
+            continue
         first = of_files.setdefault(row.path, row) if row.clip_id is None else of_clips.setdefault(row.clip_id, row)
         if first is not row:
             same = "the same caption" if first.captions == row.captions else "another caption"
@@ -115,49 +124,72 @@ def read_caption_table(path: Path, root: Path) -> CaptionTable:
     )
 
 
-def read_sidecar_captions(clip: Path) -> tuple[WeightedCaption, ...] | None:
+def read_sidecar_captions(clip: Path, root: Path | None = None) -> tuple[WeightedCaption, ...] | None:
     """The captions in NAME.txt or NAME.json (an object as a row, without `file`) beside the clip, None without one.
 
-    Raises DataError with the reason where the sidecar is there and holds no caption.
+    Raises DataError with the reason where the sidecar is there and holds no caption, or leads out of `root` by a link.
     """
     text, table = clip.with_suffix(".txt"), clip.with_suffix(".json")
+    path = next((path for path in (text, table) if path.exists() or path.is_symlink()), None)
+    if path is None:
+        return None
     try:
-        if text.is_file():
-            return (WeightedCaption(text.read_bytes().decode("utf-8-sig").strip()),)
-        if not table.is_file():
-            return None
-        value = json.loads(table.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"its sidecar cannot be read: {error}") from error
-    try:
-        return parse_captions(value if isinstance(value, dict) else {})
+        if root is not None and leads_outside(root, path):
+            raise Refused(f"it is a link that leads outside of {root}, or lies behind one")
+        content = read_file(path, _MOST_SIDECAR_BYTES)
+        return parse_captions(content) if path == table else (WeightedCaption(content.decode("utf-8-sig").strip()),)
+    except OSError as error:
+        raise DataError(f"its sidecar {shown(path.name)} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise DataError(f"its sidecar {table.name} has {error}") from error
+        raise DataError(f"its sidecar {shown(path.name)} cannot be used: {error}") from error
 
 
-def parse_captions(row: Mapping[str, Any]) -> tuple[WeightedCaption, ...]:
-    """The captions of an object with `captions` or `caption`. Raises ValueError that tells what it lacks."""
-    if row.get("captions") is None:
-        if not isinstance(row.get("caption"), str):
-            raise ValueError('no text under "caption"')
-        return (WeightedCaption(row["caption"].strip()),)
-    given = row["captions"]
-    if not isinstance(given, list) or not given:
-        raise ValueError('no list of captions under "captions"')
-    return tuple(_weighted(item) for item in given)
+def parse_captions(content: bytes) -> tuple[WeightedCaption, ...]:
+    """The captions of a JSON object with `captions` or `caption`. Raises Refused that tells what it lacks."""
+    return parse_json(content, _Captioned).weighted()
 
 
-def _weighted(item: Any) -> WeightedCaption:
-    value: Any = {"text": item} if isinstance(item, str) else item
-    text = value.get("text") if isinstance(value, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError('an entry of "captions" without a text under "text"')
-    weight, source = value.get("weight", 1.0), value.get("source", GIVEN)
-    if type(weight) not in (int, float) or not math.isfinite(weight) or weight <= 0:
-        raise ValueError(f'a "weight" in "captions" that is no positive number: {weight!r}')
-    if not isinstance(source, str):
-        raise ValueError(f'a "source" in "captions" that is no text: {source!r}')
-    return WeightedCaption(text.strip(), float(weight), source)
+@dataclass(frozen=True)
+class _Entry:
+    text: str
+    weight: Positive = 1.0
+    source: str = GIVEN
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise Refused('an entry of "captions" without a text under "text"')
+
+
+@dataclass(frozen=True)
+class _Captioned:
+    """What a row says of captions; `captions` count where it has both."""
+
+    caption: str | None = None
+    captions: tuple[_Entry | str, ...] | None = None
+
+    def weighted(self) -> tuple[WeightedCaption, ...]:
+        if self.captions is None:
+            if self.caption is None:
+                raise Refused('no text under "caption"')
+            return (WeightedCaption(self.caption.strip()),)
+        if not self.captions:
+            raise Refused('no list of captions under "captions"')
+        entries = (_Entry(entry) if isinstance(entry, str) else entry for entry in self.captions)
+        return tuple(WeightedCaption(entry.text.strip(), entry.weight, entry.source) for entry in entries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed(_Captioned):
+    """A row of a caption file."""
+
+    file: str
+    clip_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.file.strip():
+            raise Refused('no text under "file"')
+        if "\0" in self.file or len(self.file) > _MOST_NAME:
+            raise Refused(f"{shown(self.file)} is no name of a file")
 
 
 @dataclass(frozen=True)
@@ -175,44 +207,36 @@ class CaptionRow:
     captions: tuple[WeightedCaption, ...]
 
 
-def caption_rows(path: Path, root: Path) -> Iterator[CaptionRow]:
-    """The rows of a caption file, one at a time; DataError, with the line, on anything that is no row."""
+def caption_rows(path: Path, root: Path) -> Iterator[CaptionRow | CaptionNote]:
+    """The rows of a caption file, one at a time, and a note for each line that is none.
+
+    Raises DataError where the file cannot be read.
+    """
     offset = 0
     try:
-        with path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
+        with open_file(path) as file:
+            for line, raw in enumerate(read_lines(file), start=1):
                 if raw.strip():
-                    yield parse_caption_row(path, root, line, offset, raw)
+                    yield _row_or_note(path, root, line, offset, raw)
                 offset += len(raw)
-    except OSError as error:
+    except (OSError, Refused) as error:
         raise DataError(
-            f"{path}: the captions file cannot be read ({error.strerror}). Remedy: correct captions=, or leave it out "
-            "to use captions.jsonl or sidecar files beside the clips"
+            f"{path}: the captions file cannot be read ({getattr(error, 'strerror', error)}). Remedy: correct "
+            "captions=, or leave it out to use captions.jsonl or sidecar files beside the clips"
         ) from error
 
 
 def parse_caption_row(path: Path, root: Path, line: int, offset: int, raw: bytes) -> CaptionRow:
-    """The row in line `line` of a caption file, which holds `raw`; DataError where it is none."""
-    row, captions = _checked(path, line, raw)
-    return CaptionRow(line, offset, row["file"], _locate(row["file"], root, path.parent), row.get("clip_id"), captions)
+    """The row in line `line` of a caption file, which holds `raw`; Refused where it is none."""
+    row = parse_json(raw, _Listed)
+    return CaptionRow(line, offset, row.file, _locate(row.file, root, path.parent), row.clip_id, row.weighted())
 
 
-def _checked(path: Path, line: int, raw: bytes) -> tuple[dict[str, Any], tuple[WeightedCaption, ...]]:
-    remedy = 'Remedy: write each line as {"file": "NAME", "caption": "TEXT"} in UTF-8'
+def _row_or_note(path: Path, root: Path, line: int, offset: int, raw: bytes) -> CaptionRow | CaptionNote:
     try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{path}, line {line}: not JSON ({error}). {remedy}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{path}, line {line}: not a JSON object. {remedy}")
-    if not isinstance(row.get("file"), str) or not row["file"].strip():
-        raise DataError(f'{path}, line {line}: no text under "file". {remedy}')
-    if row.get("clip_id") is not None and not isinstance(row["clip_id"], str):
-        raise DataError(f'{path}, line {line}: "clip_id" is no text. {remedy}')
-    try:
-        return row, parse_captions(row)
-    except ValueError as error:
-        raise DataError(f"{path}, line {line}: {error}. {remedy}") from error
+        return parse_caption_row(path, root, line, offset, raw)
+    except (Refused, OSError) as error:  # an OSError for a name that the file system does not take
+        return CaptionNote(path.name, line, f"no row of captions: {error}")
 
 
 def _locate(file: str, root: Path, beside: Path) -> Path:

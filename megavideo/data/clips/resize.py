@@ -43,9 +43,7 @@ def fit_size(width: int, height: int, pixel_aspect: float, area: int, multiple: 
     `area` and the sides divide by `multiple` (height, width). Among the neighbouring legal sizes the one that keeps
     most of the picture, then most of the area, is taken. Raises DataError with the reason where no size fits.
     """
-    # Square pixels without enlarging: the longer side of a pixel is shrunk.
-    square_width = width * min(1.0, pixel_aspect)
-    square_height = height * min(1.0, 1.0 / pixel_aspect)
+    square_width, square_height = _square(width, height, pixel_aspect)
     scale = min(1.0, math.sqrt(area / (square_width * square_height)))
     aspect = square_width / square_height
     best: tuple[float, int, int] | None = None
@@ -64,7 +62,14 @@ def fit_size(width: int, height: int, pixel_aspect: float, area: int, multiple: 
             f"and width by {multiple[1]} without enlarging it or losing half of the picture"
         )
     _, target_height, target_width = best
-    ratio = target_width / target_height / aspect
+    return filling(width, height, pixel_aspect, (target_height, target_width))
+
+
+def filling(width: int, height: int, pixel_aspect: float, target: tuple[int, int]) -> FrameSize:
+    """The size `target` (height, width) in square pixels, filled by the middle of a source of this size."""
+    target_height, target_width = target
+    square_width, square_height = _square(width, height, pixel_aspect)
+    ratio = target_width / target_height / (square_width / square_height)
     crop_width, crop_height = width * min(1.0, ratio), height * min(1.0, 1.0 / ratio)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     return FrameSize(target_height, target_width, (left, top, left + crop_width, top + crop_height))
@@ -95,6 +100,11 @@ def resize_frames(frames: Iterable[np.ndarray], size: FrameSize) -> np.ndarray:
         image = Image.fromarray(frame).resize((size.width, size.height), Image.Resampling.BICUBIC, box=size.box)
         resized.append(np.asarray(image))
     return np.stack(resized)
+
+
+def _square(width: int, height: int, pixel_aspect: float) -> tuple[float, float]:
+    """Width and height in square pixels without enlarging: the longer side of a pixel is shrunk."""
+    return width * min(1.0, pixel_aspect), height * min(1.0, 1.0 / pixel_aspect)
 
 
 def _neighbours(length: float, multiple: int, longest: float) -> list[int]:

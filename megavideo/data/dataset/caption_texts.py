@@ -31,7 +31,12 @@ def split_texts(row: Mapping[str, Any]) -> tuple[list[np.ndarray], tuple[float, 
     text: np.ndarray = row["text"]
     if "text_lengths" not in row:
         return [text], (1.0,)
-    lengths, weights = row["text_lengths"].tolist(), row["text_weights"].tolist()
-    if not lengths or min(lengths) < 1 or sum(lengths) != len(text) or len(weights) != len(lengths):
-        raise ValueError(f"{len(text)} text tokens, lengths {lengths} and {len(weights)} weights contradict each other")
-    return np.split(text, np.cumsum(lengths)[:-1]), tuple(weights)
+    lengths, weights = row["text_lengths"], row["text_weights"]
+    if (
+        lengths.ndim != 1 or lengths.shape != weights.shape or not lengths.size or lengths.min() < 1
+        or lengths.sum(dtype=np.int64) != len(text) or not (np.isfinite(weights) & (weights >= 0)).all()
+    ):  # fmt: skip
+        raise ValueError(
+            f"{len(text)} text tokens, lengths {lengths.shape} and weights {weights.shape} contradict each other"
+        )
+    return np.split(text, np.cumsum(lengths)[:-1]), tuple(weights.tolist())

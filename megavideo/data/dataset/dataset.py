@@ -11,18 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
+from megavideo.border.fields import Count, Finite, Size
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
+from megavideo.border.tensor_file import parse_tensors
 from megavideo.data.clips.captions import WeightedCaption
-from megavideo.data.dataset.caption_texts import CAPTION_COLUMNS
+from megavideo.data.dataset.index import ShardEntry, parse_index
 from megavideo.data.dataset.manifest import Manifest
 from megavideo.data.dataset.manifest_rows import ManifestRows, damaged
+from megavideo.data.dataset.rates import NOT_COUNTED, FrameCounts
 from megavideo.data.storage.open import open_storage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.storage.retry import RetryPolicy
@@ -35,15 +39,6 @@ INDEX_NAME = "index.json"
 ENCODERS_PREFIX = "encoders/"
 FORMAT = 2
 _OLD_FORMAT = 1
-# Columns of the shards and their MDS encodings: latent [C, t, h, w], text [L, text_dim] of all captions, unpadded.
-COLUMNS = {
-    "sample_id": "str",
-    "latent": "ndarray:float16",
-    "text": "ndarray:float16",
-    "caption": "str",
-    "fps": "float64",
-    **CAPTION_COLUMNS,
-}
 
 
 @dataclass(frozen=True)
@@ -61,24 +56,26 @@ class DatasetInfo:
 
     `checksums` are SHA-256 sums of the small files by name; shards carry their own. `num_bytes` are those of shards,
     manifest and index. `num_plans` tells how many lists of work it comes from. `psnr_db` is the autoencoder's on
-    `psnr_clips` clips, from the latents as stored. `version` is 0 in the format that had none.
+    `psnr_clips` clips, from the latents as stored. `frames` tells what of its clips' frames it shows. `version` is 0 in
+    the format that had none.
     """
 
     format: int
-    num_samples: int
-    latent_channels: int
-    text_dim: int
-    patch: tuple[int, int, int]
-    time_ratio: int
-    space_ratio: int
+    num_samples: Count
+    latent_channels: Size
+    text_dim: Size
+    patch: tuple[Size, Size, Size]
+    time_ratio: Size
+    space_ratio: Size
     dropped: tuple[DroppedClip, ...]
-    captions_cut: int
+    captions_cut: Count
     checksums: dict[str, str]
-    version: int = 1
-    num_plans: int = 0
-    num_bytes: int = 0
-    psnr_db: float | None = None
-    psnr_clips: int = 0
+    version: Count = 1
+    num_plans: Count = 0
+    num_bytes: Count = 0
+    psnr_db: Finite | None = None
+    psnr_clips: Count = 0
+    frames: FrameCounts = NOT_COUNTED
 
     @property
     def index_name(self) -> str:
@@ -103,6 +100,10 @@ class LatentDataset:
     info: DatasetInfo
     null_text: np.ndarray
     storage: Storage
+
+    def read_index(self) -> list[ShardEntry]:
+        """Its shards, read from the index; DataError where that is damaged."""
+        return parse_index(self.uri, self.storage.read_bytes(self.info.index_name), self.info)
 
     @property
     def manifest(self) -> Manifest:
@@ -136,7 +137,7 @@ def open_dataset(uri: str, retry: RetryPolicy | None = None, version: int | None
         )
     info = parse_info(uri, storage.read_bytes(name), name)
     small = {name: _read_checked(uri, storage, name, info) for name in (NULL_TEXT_NAME, info.index_name)}
-    _check_index(uri, small[info.index_name], info)
+    parse_index(uri, small[info.index_name], info)
     return LatentDataset(uri, info, _read_null_text(uri, small[NULL_TEXT_NAME], info), storage)
 
 
@@ -154,7 +155,7 @@ def info_bytes(info: DatasetInfo) -> bytes:
     """The content of `dataset.json`."""
     value = asdict(info)
     if info.format == _OLD_FORMAT:
-        for name in ("version", "num_plans", "num_bytes", "psnr_db", "psnr_clips"):
+        for name in ("version", "num_plans", "num_bytes", "psnr_db", "psnr_clips", "frames"):
             del value[name]
         for clip in value["dropped"]:
             del clip["clip_id"]
@@ -201,34 +202,21 @@ def checksum(data: bytes) -> str:
 def parse_info(uri: str, data: bytes, name: str = DATASET_NAME) -> DatasetInfo:
     """The description in `data`, which was read from `name`; DataError where it is damaged or of another format."""
     try:
-        value: dict[str, Any] = json.loads(data)
-        if value["format"] not in (FORMAT, _OLD_FORMAT):
+        written_as = parse_json(data, _Format).format
+        if written_as not in (FORMAT, _OLD_FORMAT):
             raise DataError(
-                f"{uri}/{name}: format {value['format']}, and this version of megavideo reads {_OLD_FORMAT} and "
+                f"{uri}/{name}: format {written_as}, and this version of megavideo reads {_OLD_FORMAT} and "
                 f"{FORMAT}. Remedy: encode again with this version"
             )
-        patch_t, patch_h, patch_w = (int(side) for side in value["patch"])
-        old = value["format"] == _OLD_FORMAT
-        psnr_db = None if old else value["psnr_db"]
-        return DatasetInfo(
-            format=int(value["format"]),
-            num_samples=int(value["num_samples"]),
-            latent_channels=int(value["latent_channels"]),
-            text_dim=int(value["text_dim"]),
-            patch=(patch_t, patch_h, patch_w),
-            time_ratio=int(value["time_ratio"]),
-            space_ratio=int(value["space_ratio"]),
-            dropped=tuple(DroppedClip(**clip) for clip in value["dropped"]),
-            captions_cut=int(value["captions_cut"]),
-            checksums=dict(value["checksums"]),
-            version=0 if old else int(value["version"]),
-            num_plans=0 if old else int(value["num_plans"]),
-            num_bytes=0 if old else int(value["num_bytes"]),
-            psnr_db=None if psnr_db is None else float(psnr_db),
-            psnr_clips=0 if old else int(value["psnr_clips"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        info = parse_json(data, DatasetInfo)
+    except Refused as error:
         raise damaged(uri, name, error) from error
+    return replace(info, version=0) if written_as == _OLD_FORMAT else info
+
+
+@dataclass(frozen=True)
+class _Format:
+    format: int
 
 
 def _read_checked(uri: str, storage: Storage, name: str, info: DatasetInfo) -> bytes:
@@ -238,33 +226,10 @@ def _read_checked(uri: str, storage: Storage, name: str, info: DatasetInfo) -> b
     return data
 
 
-def check_columns(uri: str, shard: Mapping[str, Any]) -> None:
-    """Raise DataError where the index gives a shard other columns than a dataset has: some encodings run code."""
-    for name, encoding in zip(shard["column_names"], shard["column_encodings"], strict=True):
-        if COLUMNS.get(name) != encoding:
-            raise DataError(
-                f"{uri}: the index tells of a column {name!r} of encoding {encoding!r}, which no dataset of megavideo "
-                "has, and reading it may run code. Remedy: encode again with overwrite=true, and use no dataset of "
-                "those whom you do not trust"
-            )
-
-
-def _check_index(uri: str, data: bytes, info: DatasetInfo) -> None:
-    try:
-        shards = json.loads(data)["shards"]
-        num_samples = sum(int(shard["samples"]) for shard in shards)
-        for shard in shards:
-            check_columns(uri, shard)
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(uri, info.index_name, error) from error
-    if num_samples != info.num_samples:
-        raise damaged(uri, info.index_name, f"{num_samples} samples, and {DATASET_NAME} says {info.num_samples}")
-
-
 def _read_null_text(uri: str, data: bytes, info: DatasetInfo) -> np.ndarray:
     try:
-        text: np.ndarray = load(data)["text"]
-    except (SafetensorError, KeyError) as error:
+        text: np.ndarray = parse_tensors(data)["text"]
+    except (Refused, KeyError) as error:
         raise damaged(uri, NULL_TEXT_NAME, error) from error
     if text.ndim != 2 or text.shape[0] < 1 or text.shape[1] != info.text_dim:
         raise damaged(uri, NULL_TEXT_NAME, f"shape {text.shape}, and [L, {info.text_dim}] is due")

@@ -12,20 +12,23 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Interval
 
+from megavideo.border.fields import Positive
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.errors import DataError
 from megavideo.types import Grid, SampleInfo
 
-_MOST = 999_999_999  # pixels, cells or tokens: nine digits
-_MOST_INDEX = 10**18 - 1
-
 # Possessive throughout, so that time is linear in the line. A plain string has no escapes and is its own value.
 _PLAIN = rb'[^"\\\x00-\x1f]*+'
-_STRING = rb'"' + _PLAIN + rb'(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})' + _PLAIN + rb')*+"'
+_UNIT = rb"u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}"  # halves of a pair stand together alone
+_UNIT += rb"|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+_STRING = rb'"' + _PLAIN + rb'(?:\\(?:["\\/bfnrt]|' + _UNIT + rb")" + _PLAIN + rb')*+"'
 _COUNT = rb"(?:0|[1-9][0-9]{0,8}+)"  # of pixels, cells or tokens: int32 holds it
 _INDEX = rb"(?:0|[1-9][0-9]{0,17}+)"
 _SIZE = rb", ".join([_COUNT] * 3)
@@ -75,7 +78,7 @@ class ManifestPart:
             self.captions, self.sources,
         )  # fmt: skip
         for name, index, latent, text, fps, caption, source in zip(*columns, strict=True):
-            yield SampleInfo(name.decode(), index, Grid(*latent), text, fps, json.loads(caption), source.decode())
+            yield SampleInfo(name.decode(), index, Grid(*latent), text, fps, parse_json(caption, str), source.decode())
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,10 @@ class ManifestRows:
         count = len(rows)
         sizes = numbers[count : 4 * count].reshape(count, 3)
         self._check(first, numbers[:count], sizes, ids)
+        rates = np.array(list(map(float, fps)), np.float64)
+        strange = np.flatnonzero(~(np.isfinite(rates) & (rates > 0)))
+        if len(strange):
+            raise self.damaged(f"fps is {rates[strange[0]]}", first + int(strange[0]))
         return ManifestPart(
             first=first,
             sample_ids=ids,
@@ -115,7 +122,7 @@ class ManifestRows:
             captions=captions,
             latent=sizes,
             text=numbers[4 * count :],
-            fps=np.array(list(map(float, fps)), np.float64),
+            fps=rates,
             pixels=self._pixels(pixels, sizes),
         )
 
@@ -137,17 +144,14 @@ class ManifestRows:
     def _parsed(self, sample: int, line: bytes) -> _Row:
         """A row that is spelled in another way, as encode would have spelled it."""
         try:
-            row: dict[str, Any] = json.loads(line)
-            pixels = _sizes(row["pixels"]) if "pixels" in row else b""
-            return (
-                _text(row["sample_id"]).encode("utf-8"), b"%d" % _whole(row["index"], _MOST_INDEX),
-                _sizes(row["latent"]), b"%d" % _whole(row["text_tokens"]), repr(float(row["fps"])).encode(),
-                json.dumps(_text(row["caption"])).encode(), _text(row["source"]).encode("utf-8"), pixels, b"",
-            )  # fmt: skip
-        except KeyError as error:
-            raise self.damaged(f"it has no {error}", sample) from error
-        except (ValueError, TypeError, OverflowError) as error:
+            row = parse_json(line, _Line)
+        except Refused as error:
             raise self.damaged(error, sample) from error
+        return (
+            row.sample_id.encode("utf-8"), b"%d" % row.index, _sizes(row.latent), b"%d" % row.text_tokens,
+            repr(row.fps).encode(), json.dumps(row.caption).encode(), row.source.encode("utf-8"),
+            b"" if row.pixels is None else _sizes(row.pixels), b"",
+        )  # fmt: skip
 
     def _check(
         self, first: int, index: npt.NDArray[np.int64], latent: npt.NDArray[np.int64], ids: tuple[bytes, ...]
@@ -185,19 +189,22 @@ def _integers(texts: Iterable[bytes]) -> npt.NDArray[np.int64]:
     return values
 
 
-def _whole(value: object, most: int = _MOST) -> int:
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{value!r} is no whole number from 0 to {most}")
-    return value
+def _sizes(value: tuple[int, int, int]) -> bytes:
+    return b"%d, %d, %d" % value
 
 
-def _sizes(value: list[object]) -> bytes:
-    if not isinstance(value, list) or len(value) != 3:
-        raise ValueError(f"{value!r} is no list of three sizes")
-    return b"%d, %d, %d" % tuple(map(_whole, value))
+_Cells = Annotated[int, Interval(ge=0, le=999_999_999)]
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+@dataclass(frozen=True)
+class _Line:
+    """A row as encode writes it."""
+
+    sample_id: str
+    index: Annotated[int, Interval(ge=0, le=10**18 - 1)]
+    latent: tuple[_Cells, _Cells, _Cells]
+    text_tokens: _Cells
+    fps: Positive
+    caption: str
+    source: str
+    pixels: tuple[_Cells, _Cells, _Cells] | None = None

@@ -5,6 +5,7 @@ It means what `read_caption_table` means, which holds all rows in memory.
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from megavideo.border.files import open_file
 from megavideo.data.clips.captions import CaptionNote, CaptionRow, WeightedCaption, caption_rows, parse_caption_row
 
 Hashes = npt.NDArray[np.uint64]
@@ -66,14 +68,16 @@ class _Columns:
 class CaptionIndex:
     """The captions of files and of single clips in a caption file, whose rows are read as they are asked for.
 
-    `notes` are of rows that are not used. Raises DataError, with the line, on anything that is no row.
+    `notes` are of rows that are not used, `damaged` of lines that are no rows. Raises DataError where the file cannot
+    be read.
     """
 
     def __init__(self, path: Path, root: Path) -> None:
         self._path, self._root = path, root
+        self.damaged: list[CaptionNote] = []
         files, clips, file_of_clip = self._read()
-        self._file = path.open("rb")
-        self.notes = sorted([*self._repeated(files), *self._repeated(clips)], key=lambda note: note.line)
+        self._file = open_file(path)
+        self.notes = sorted([*self.damaged, *self._repeated(files), *self._repeated(clips)], key=lambda note: note.line)
         self._clips = clips.take(~clips.repeated)
         self._files = self._with_lone_clips(files.take(~files.repeated), self._clips, file_of_clip[~clips.repeated])
         self._found = np.zeros(len(self._clips.keys), np.bool_)
@@ -81,6 +85,11 @@ class CaptionIndex:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    @property
+    def has_rows(self) -> bool:
+        """True where any line is a row."""
+        return len(self._files.keys) > 0 or self.has_clips
 
     @property
     def has_clips(self) -> bool:
@@ -100,12 +109,16 @@ class CaptionIndex:
                 return row.captions
         return None
 
-    def unknown_files(self, known: Sequence[str]) -> Iterator[CaptionNote]:
-        """Notes for files that are none of `known`, which are names below the root, and do not exist."""
+    def others(self, known: Sequence[str]) -> Iterator[CaptionRow]:
+        """The rows of files that are none of `known`, which are names below the root."""
         hashes = np.fromiter((_hash(f"{self._root}/{name}") for name in known), np.uint64, len(known))
         for number in np.flatnonzero(~np.isin(self._files.keys, hashes)).tolist():
-            row = self._row(self._files, number)
-            if not row.path.exists():
+            yield self._row(self._files, number)
+
+    def unknown_files(self, known: Sequence[str]) -> Iterator[CaptionNote]:
+        """Notes for files that are none of `known` and do not exist."""
+        for row in self.others(known):
+            if not os.path.exists(row.path):
                 yield CaptionNote(str(row.path), row.line, "no such file")
 
     def unknown_clips(self) -> Iterator[CaptionNote]:
@@ -118,6 +131,9 @@ class CaptionIndex:
         """Places of the rows of files, of those of clips, and hashes of the latter's files."""
         files, clips, paths = _Columns(), _Columns(), array("Q")
         for row in caption_rows(self._path, self._root):
+            if isinstance(row, CaptionNote):
+                self.damaged.append(row)
+                continue
             path = _hash(str(row.path))
             if row.clip_id is None:
                 files.add(path, row)

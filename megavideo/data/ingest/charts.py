@@ -62,6 +62,7 @@ def _draw(axes: Any, chart: Chart) -> None:
     for threshold in chart.thresholds:
         if low <= threshold <= high:
             axes.axvline(threshold, color=_BOUND, linewidth=1.2, linestyle="--")
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))  # so that values with many digits stand apart
     axes.set_title(chart.title, loc="left", fontsize=11)
     axes.set_xlabel(chart.axis, fontsize=9)
     if (kept + dropped).max() > _LINEAR:
@@ -77,4 +78,7 @@ def _draw(axes: Any, chart: Chart) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_TEXT, labelsize=8)
     # beside the title, where no bar is
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98), borderaxespad=0.0)
+    axes.legend(
+        frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98), borderaxespad=0.0,
+        handlelength=1.0, handletextpad=0.4, columnspacing=0.9,
+    )  # fmt: skip

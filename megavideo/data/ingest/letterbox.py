@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from megavideo.data.ingest.part import Box
@@ -16,6 +18,25 @@ _UNEVEN = 0.25  # difference of two opposite bars over the larger
 _MOST_FRAMES = np.iinfo(np.uint16).max
 
 
+@dataclass(frozen=True)
+class BrightPixels:
+    """Which pixels of a picture [H, W] are brighter than black, eight to a byte."""
+
+    shape: tuple[int, int]
+    packed: np.ndarray
+
+    def unpacked(self) -> np.ndarray:
+        """The same as bool [H, W]."""
+        height, width = self.shape
+        return np.unpackbits(self.packed, count=height * width).reshape(self.shape).astype(np.bool_)
+
+
+def bright_pixels(picture: np.ndarray) -> BrightPixels:
+    """Those of a picture uint8 [H, W, 3]."""
+    bright = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]) > _BLACK_LEVEL
+    return BrightPixels(bright.shape, np.packbits(bright))
+
+
 class Bars:
     """Collects frames of a shot; then tells the box of the picture within its bars."""
 
@@ -25,7 +46,11 @@ class Bars:
 
     def add(self, picture: np.ndarray) -> None:
         """Look at a frame uint8 [H, W, 3]."""
-        bright = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2]) > _BLACK_LEVEL
+        self.add_bright(bright_pixels(picture))
+
+    def add_bright(self, pixels: BrightPixels) -> None:
+        """Look at a frame by its bright pixels."""
+        bright = pixels.unpacked()
         if self._num_frames == 0:
             self._bright = bright.astype(np.uint16)
         elif self._num_frames < _MOST_FRAMES:

@@ -12,10 +12,14 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
+from megavideo.border.fields import Count, Finite, Positive, Size
+from megavideo.border.files import open_file
+from megavideo.border.json_text import read_json
+from megavideo.border.names import beneath
+from megavideo.border.refused import Refused
 from megavideo.data.clips.content import content_mark
 from megavideo.data.clips.media import MediaInfo
 from megavideo.observe.whole_file import write_file
@@ -25,50 +29,58 @@ UNREADABLE = "unreadable"
 UNREACHABLE = "unreachable"
 OWN_SCORE = "own score"
 CRASHED = "crashed"
+LARGE = "large"
 # Faults that another try may not meet.
 PASSING_FAULTS = frozenset((UNREACHABLE, OWN_SCORE, CRASHED))
-_FORMAT = 2
+_FORMAT = 3
 _BLOCK_BYTES = 1 << 20
 
-Box = tuple[int, int, int, int]
+Box = tuple[Count, Count, Count, Count]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of frames without a cut: `start` is its first frame in the file and `start_seconds` that frame's time.
+    """A run of frames without a cut: `start` is its first frame in the file, at `start_seconds`.
 
+    `start_digest` is the digest of that frame's picture, `frame_marks` are two digits of those of all its frames.
     `crop` (left, top, right, bottom) is the picture without letterbox, None for all of it. `hash_bits` is the
     perceptual hash, `colours` the coarse colours that confirm it, both hexadecimal; `picture` a JPEG in base64.
+    `is_transition` is for frames between two shots, which dissolve or fade.
     """
 
-    start: int
-    start_seconds: float
-    frames: int
-    fps: float
+    start: Count
+    start_seconds: Finite
+    start_digest: str
+    frame_marks: str
+    frames: Size
+    fps: Positive
     crop: Box | None
-    scores: dict[str, float]
+    scores: dict[str, Finite]
     hash_bits: str
     colours: str
     picture: str
+    is_transition: bool = False
 
 
 @dataclass(frozen=True)
 class Identity:
     """Which content an input had: its mark, time of change in nanoseconds, and the hash of all of it.
 
-    All are empty where the input could not be read.
+    All are empty where the input could not be read. One of a store has a `version` in place of a time.
     """
 
     mark: str = ""
     mtime_ns: int = 0
     digest: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True)
 class Part:
     """The outcome of one input: what it is and its pieces, or the kind of fault with its reason.
 
-    `sought` tells whether the file's clock only runs forward, so that a reader may seek by time.
+    `sought` tells whether every frame has a time of its own and the clock only runs forward, so that a reader may seek
+    by time. `pixels` are those of a frame where they were too many for the settings of then, and nothing was decoded.
     """
 
     file: str
@@ -79,6 +91,8 @@ class Part:
     pieces: tuple[Piece, ...]
     fault: str | None = None
     reason: str | None = None
+    pixels: Count = 0
+    format: int = _FORMAT
 
 
 def part_path(out: Path, file: str) -> Path:
@@ -88,30 +102,28 @@ def part_path(out: Path, file: str) -> Path:
 
 
 def identify(path: Path) -> Identity:
-    """The identity of a file, which is read from end to end; OSError where it cannot be."""
+    """The identity of a file, which is read from end to end; OSError where it cannot be, Refused for what is none."""
     mtime_ns = os.stat(path).st_mtime_ns  # first: a change meanwhile is then seen by the next run
     return Identity(content_mark(path), mtime_ns, _digest(path))
 
 
 def write_part(out: Path, part: Part) -> None:
     """Write the part of an input; OSError where the disk refuses."""
-    text = json.dumps({"format": _FORMAT, **asdict(part)}, ensure_ascii=False)
+    text = json.dumps(asdict(part), ensure_ascii=False)
     write_file(part_path(out, part.file), text.encode())
 
 
 def read_part(out: Path, file: str) -> Part | None:
     """The part of an input; None where there is none that can be read."""
     try:
-        values = json.loads(part_path(out, file).read_bytes())
-        if values.pop("format") != _FORMAT or values["file"] != file:
-            return None
-        return _part(values)
-    except (OSError, ValueError, KeyError, TypeError):
+        part = read_json(part_path(out, file), Part)
+    except (OSError, Refused):
         return None
+    return part if part.format == _FORMAT and part.file == file else None
 
 
-def current_part(out: Path, path: Path, file: str, recipe: str) -> Part | None:
-    """The part of an input if it is still true: made with this recipe, and of the content that the file has now.
+def current_part(out: Path, root: Path, file: str, recipe: str) -> Part | None:
+    """The part of an input below `root` if it is still true: of this recipe, and of the content that the file has now.
 
     New content is noticed by its size and blocks even where the time of change was kept, and by its time wherever in
     the file it is. One that was touched or copied and not changed keeps its part, which is written with the new time.
@@ -122,6 +134,7 @@ def current_part(out: Path, path: Path, file: str, recipe: str) -> Part | None:
     if part.fault == UNREACHABLE:
         return part
     try:
+        path = beneath(root, file)
         mtime_ns = os.stat(path).st_mtime_ns
         if content_mark(path) != part.identity.mark:
             return None
@@ -132,28 +145,14 @@ def current_part(out: Path, path: Path, file: str, recipe: str) -> Part | None:
             write_part(out, part)
     except OSError:
         return None
+    except Refused:  # no regular file, or a link that leads outside: it has no content, then as now
+        return part if part.identity == Identity() else None
     return part
-
-
-def _part(values: dict[str, Any]) -> Part:
-    pieces = []
-    for piece in values["pieces"]:
-        crop = piece["crop"]
-        pieces.append(Piece(**{**piece, "crop": tuple(crop) if crop else None}))
-    media = values["media"]
-    return Part(
-        **{
-            **values,
-            "identity": Identity(**values["identity"]),
-            "media": MediaInfo(**media) if media else None,
-            "pieces": tuple(pieces),
-        }
-    )
 
 
 def _digest(path: Path) -> str:
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -9,6 +9,12 @@ from megavideo.data.clips.captions import CaptionNote
 CAPTION = "caption"
 SHORT = "short"
 DUPLICATE = "duplicate"
+ALIKE = "alike"
+TRANSITION = "transition"
+HDR = "hdr"
+INTERLACED = "interlaced"
+SUFFIX = "suffix"
+NOT_READ = "not read"
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,11 @@ class IngestReport:
     """The outcome of an ingest.
 
     Each of `num_inputs` is one of `inputs_kept`, which gave a clip at least, and `inputs_dropped`, once all are read.
-    `inputs_waiting` are those that other processes have yet to read: while there are any, nothing but parts is written,
-    and all further counts are 0, as only the whole decides what is kept. `num_clips` are kept, `num_images` of them
-    images; `num_dropped` clips and whole inputs are not, by kind of reason in `dropped_by_kind`. All are in
-    `dropped.jsonl`, and the first hundred in `dropped`.
+    Files that have a caption and are not read, by their suffixes, are among them then. `inputs_waiting` are those that
+    other processes have yet to read: while there are any, nothing but parts is written, and all further counts are 0,
+    as only the whole decides what is kept. `num_clips` are kept, `num_images` of them images; `num_dropped` clips and
+    whole inputs are not, by kind of reason in `dropped_by_kind`. All are in `dropped.jsonl`, and the first hundred in
+    `dropped`. `treated` counts the kept clips whose pixels are not simply those of the file, by what was made of them.
     """
 
     src: str
@@ -52,5 +59,6 @@ class IngestReport:
     num_dropped: int
     dropped_by_kind: dict[str, int]
     dropped: tuple[DroppedClip, ...]
+    treated: dict[str, int]
     caption_notes: tuple[CaptionNote, ...]
     page: str | None

@@ -12,7 +12,7 @@ import numpy as np
 from megavideo.data.ingest.filters.score import FRAMES_PER_SECOND
 from megavideo.data.ingest.letterbox import Bars
 from megavideo.data.ingest.part import Box
-from megavideo.data.ingest.shots import SeenFrame
+from megavideo.data.ingest.seen import SeenFrame
 
 # 1,024 frames of 256 x 144 take 113 MB: a shot of any length stays below.
 _MOST_SAMPLES = 1024
@@ -20,20 +20,21 @@ _MOST_SAMPLES = 1024
 CLOSED_SECONDS = _MOST_SAMPLES / FRAMES_PER_SECOND / 2
 # A shot of a few frames is judged by all of them.
 _FIRST_FRAMES = 8
-_BARS_EVERY_SECONDS = 0.25
 
 Lines = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a shot: `frames` frames from `start` of the file on, whose time is `start_seconds`.
+    """A piece of a shot: `frames` frames from `start` of the file on, at `start_seconds`.
 
-    `fps` is the real average rate. `samples` uint8 [T, h, w, 3] are frames of it in order, and `seconds` their times.
+    `digests` are those of its frames' pictures. `fps` is the real average rate. `samples` uint8 [T, h, w, 3] are frames
+    of it in order, and `seconds` their times.
     """
 
     start: int
     start_seconds: float
+    digests: tuple[str, ...]
     frames: int
     fps: float
     seconds: tuple[float, ...]
@@ -43,18 +44,19 @@ class Window:
 class Shot:
     """Collects the frames of a shot, eight a second, fewer of a very long one, and all of a very short one."""
 
-    def __init__(self, start: int, letterbox: bool) -> None:
+    def __init__(self, start: int, is_transition: bool = False) -> None:
+        self.is_transition = is_transition
         self._start = start
         self._times: list[float] = []
+        self._digests: list[str] = []
         self._samples: list[tuple[int, np.ndarray]] = []
         self._first: list[tuple[int, np.ndarray]] = []
         self._every_seconds = 1.0 / FRAMES_PER_SECOND
-        self._bars = Bars() if letterbox else None
-        self._bars_seconds = -math.inf
+        self._bars = Bars()
 
     def add(self, seen: SeenFrame) -> None:
         """Take the next frame of the shot."""
-        seconds = seen.frame.seconds
+        seconds = seen.seconds
         # Half a millisecond: clocks of files are rounded.
         if not self._samples or abs(seconds - self._time_of(self._samples[-1][0])) >= self._every_seconds - 5e-4:
             self._samples.append((seen.index, seen.small))
@@ -64,9 +66,9 @@ class Shot:
         if len(self._times) < _FIRST_FRAMES:
             self._first.append((seen.index, seen.small))
         self._times.append(seconds)
-        if self._bars is not None and abs(seconds - self._bars_seconds) >= _BARS_EVERY_SECONDS:
-            self._bars.add(seen.frame.rgb())
-            self._bars_seconds = seconds
+        self._digests.append(seen.digest)
+        if seen.bright is not None:
+            self._bars.add_bright(seen.bright)
 
     @property
     def is_full(self) -> bool:
@@ -75,8 +77,7 @@ class Shot:
 
     def box(self) -> tuple[Box | None, Lines]:
         """The picture without letterbox, and how bright the lines of the whole are."""
-        bars = self._bars or Bars()
-        return bars.box(), bars.lines()
+        return self._bars.box(), self._bars.lines()
 
     def windows(self, max_seconds: float | None, rate: Callable[[list[float]], float]) -> Iterator[Window]:
         """The shot in pieces of equally many frames, in the mean of at most `max_seconds`.
@@ -97,7 +98,8 @@ class Shot:
             times = self._times[begin - self._start : end - self._start]
             seconds = tuple(self._time_of(index) for index, _ in samples)
             pictures = np.stack([small for _, small in samples])
-            yield Window(begin, times[0], end - begin, rate(times), seconds, pictures)
+            digests = tuple(self._digests[begin - self._start : end - self._start])
+            yield Window(begin, times[0], digests, end - begin, rate(times), seconds, pictures)
 
     def _time_of(self, index: int) -> float:
         return self._times[index - self._start]

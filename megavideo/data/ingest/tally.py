@@ -70,6 +70,7 @@ class Tally:
         self.kept_examples: Examples[ClipRow] = Examples(_KEPT_SHOWN)
         self.dropped_examples: dict[str, Examples[DroppedClip]] = defaultdict(lambda: Examples(_DROPPED_SHOWN))
         self._kinds: Counter[str] = Counter()
+        self._treated: Counter[str] = Counter()
         self._file = ""
         self._file_kept = False
 
@@ -89,7 +90,13 @@ class Tally:
         """How many were dropped by each kind of reason, most first."""
         return dict(sorted(self._kinds.items(), key=lambda item: (-item[1], item[0])))
 
+    @property
+    def treated(self) -> dict[str, int]:
+        """How many kept clips were treated in each way."""
+        return dict(sorted(self._treated.items()))
+
     def _add_kept(self, row: ClipRow) -> None:
+        self._treated.update(treatments(row))
         self.num_clips += 1
         self.num_images += row.is_image
         self.num_frames += row.frames
@@ -115,6 +122,19 @@ class Tally:
             self._file_kept = True
             self.inputs_kept += 1
             self.inputs_dropped -= 1
+
+
+def treatments(row: ClipRow) -> list[str]:
+    """What was made of a clip's pixels, and what of its file is not in it."""
+    said = {
+        f"{row.transfer.upper()} mapped to SDR": row.transfer != "sdr",
+        "deinterlaced": row.is_interlaced,
+        "alpha put over white": row.has_alpha,
+        "animated image read as video": row.is_animation,
+        "first page of several": row.pages > 1,
+        "of a file with a hole in time": row.holes > 0,
+    }
+    return [name for name, holds in said.items() if holds]
 
 
 def _measures(clip: ClipRow | DroppedClip) -> Iterator[tuple[str, float]]:

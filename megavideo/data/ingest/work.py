@@ -6,11 +6,16 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from megavideo.border.names import beneath
+from megavideo.border.refused import Refused
+from megavideo.data.clips.stored import ClipPlace
 from megavideo.data.ingest.examine import Recipe, examine
-from megavideo.data.ingest.part import CRASHED, Identity, Part, identify, write_part
+from megavideo.data.ingest.part import CRASHED, UNREADABLE, Identity, Part, identify, write_part
+from megavideo.data.ingest.stored_part import examine_stored
 from megavideo.data.job_pool import Work, done_by_processes
 from megavideo.errors import ConfigError, DataError
 from megavideo.observe.progress import format_seconds
@@ -23,17 +28,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One input to be examined: its name below the root, where its part goes, and how. There may be very many."""
+    """One input to be examined: its name, where its part goes, and how. There may be very many.
 
-    root: Path
+    One of a store has the `version` with which it was listed.
+    """
+
     file: str
     out: Path
     recipe: Recipe
-
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        return self.root / self.file
+    version: str = ""
 
 
 def choose_workers(asked: int | None, num_jobs: int) -> int:
@@ -46,47 +49,60 @@ def choose_workers(asked: int | None, num_jobs: int) -> int:
     return workers if workers > 1 else 0
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> None:
-    """Examine every input and write its part, in `workers` processes, or in this one for 0.
+def run_jobs(place: ClipPlace, jobs: Sequence[Job], workers: int) -> None:
+    """Examine every input of `place` and write its part, in `workers` processes, or in this one for 0.
 
     An input that ends its process twice is recorded as such. Raises DataError where a part cannot be written.
     """
     progress = _Progress(len(jobs))
     if workers == 0:
         for job in jobs:
-            run_job(job)
+            run_job(place, job)
             progress.done(job.file)
         return
-    for job in done_by_processes(jobs, Work(run_job, _begin_worker), workers, _record_deadly):
+    work = Work(_run_in_worker, _begin_worker, (place,))
+    for job in done_by_processes(jobs, work, workers, lambda job: _record_deadly(place, job)):
         progress.done(job.file)
 
 
-def run_job(job: Job) -> None:
+def run_job(place: ClipPlace, job: Job) -> None:
     """Examine one input and write its part; DataError where that is not possible."""
     try:
-        part = examine(job.path, job.file, job.recipe)
+        part = _examined(place, job)
     except ConfigError as error:
         # It would not survive the way between processes.
         raise DataError(str(error)) from error
+    except DataError:
+        raise  # what no input is to blame for: a store that is away, a full disk
     except Exception as error:  # noqa: BLE001 - told with its traceback, recorded, and tried again by the next run
         # A decoder may fail at a damaged file in any way; one input of millions is not to end the others.
         _log.exception("ingest: %s: a defect of a decoder or of megavideo", job.file)
-        part = _crashed(job, f"reading it failed ({type(error).__name__}: {error})")
+        part = _crashed(place, job, f"reading it failed ({type(error).__name__}: {error})")
     if part.fault is not None:
         _log.warning("ingest: %s: %s", job.file, part.reason)
     _write(job, part)
 
 
-def _record_deadly(job: Job) -> None:
+def _examined(place: ClipPlace, job: Job) -> Part:
+    if isinstance(place, Path):
+        try:
+            path = beneath(place, job.file)
+        except Refused as error:
+            return Part(job.file, job.recipe.key, Identity(), None, False, (), UNREADABLE, f"is not read: {error}")
+        return examine(path, job.file, job.recipe)
+    return examine_stored(place, job.file, job.version, job.recipe)
+
+
+def _record_deadly(place: ClipPlace, job: Job) -> None:
     _log.warning("ingest: %s: the process that reads it dies", job.file)
-    _write(job, _crashed(job, "the process that reads it dies (out of memory, or a fault of the decoder)"))
+    _write(job, _crashed(place, job, "the process that reads it dies (out of memory, or a fault of the decoder)"))
 
 
-def _crashed(job: Job, reason: str) -> Part:
-    try:
-        identity = identify(job.path)
-    except OSError:
-        identity = Identity()
+def _crashed(place: ClipPlace, job: Job, reason: str) -> Part:
+    identity = Identity(version=job.version)
+    if isinstance(place, Path):
+        with suppress(OSError, Refused):
+            identity = identify(place / job.file)
     return Part(job.file, job.recipe.key, identity, None, False, (), CRASHED, reason)
 
 
@@ -100,10 +116,22 @@ def _write(job: Job, part: Part) -> None:
         ) from error
 
 
-def _begin_worker() -> None:
+class _Worker:
+    """Where this worker process reads from; a store's connection is made once and serves all its jobs."""
+
+    place: ClipPlace | None = None
+
+
+def _begin_worker(place: ClipPlace) -> None:
     import cv2
 
     cv2.setNumThreads(1)
+    _Worker.place = place
+
+
+def _run_in_worker(job: Job) -> None:
+    assert _Worker.place is not None
+    run_job(_Worker.place, job)
 
 
 class _Progress:

@@ -159,6 +159,8 @@ class _Gaps:
 
     def insert(self, item: int) -> bool:
         """Put an item into the pack with the widest gap, after as many exchanges as that takes."""
+        if not self._packs:  # each holds so many items that another one makes no difference
+            return False
         here, need = int(np.argmax(self._gap)), int(self._tokens[item])
         for _ in range(_EXCHANGES):
             if self._gap[here] >= need or not self._widen(here, need):

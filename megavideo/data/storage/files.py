@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from megavideo.border.names import entry_beneath, inside_name
+from megavideo.border.refused import Refused
 from megavideo.errors import DataError
 
 
@@ -21,8 +23,19 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def checked_name(name: str) -> str:
-    """`name` as a normal relative path; DataError where it would leave the storage."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise DataError(f"{name!r}: a name in a storage is relative and stays inside it. Remedy: correct the name")
-    return str(path)
+    """`name`, a relative path in its normal form; DataError for another, as one that would leave the storage."""
+    try:
+        return inside_name(name)
+    except Refused as error:
+        raise DataError(
+            f"{name!r}: a name in a storage is relative and stays inside it. Remedy: correct the name, or use no data "
+            "of those whom you do not trust"
+        ) from error
+
+
+def checked_entry(folder: Path, name: str) -> Path:
+    """Where `name` is written or removed under `folder`; DataError where that is outside, by its parts or by links."""
+    try:
+        return entry_beneath(folder, checked_name(name))
+    except Refused as error:
+        raise DataError(f"{error}. Remedy: put the files themselves there, and no links") from error

@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from megavideo.data.storage.files import checked_name, writing
+from megavideo.border.files import open_file
+from megavideo.border.names import beneath
+from megavideo.border.refused import Refused
+from megavideo.data.storage.files import checked_entry, checked_name, writing
 from megavideo.data.storage.retry import RetryPolicy
 from megavideo.errors import DataError
 from megavideo.observe.whole_file import TEMPORARY_PREFIX, replacing, write_file
@@ -33,15 +36,19 @@ class LocalStorage:
     def _path(self, name: str) -> Path:
         return self.folder / checked_name(name)
 
+    def _entry(self, name: str) -> Path:
+        return checked_entry(self.folder, name)
+
     def read_bytes(self, name: str) -> bytes:
         """The content of the file; DataError where it cannot be read."""
-        with _reading(self._path(name)):
-            return self._path(name).read_bytes()
+        with self.open(name) as file, _reading(self._path(name)):
+            return file.read()
 
     def write_bytes(self, name: str, data: bytes, on_progress: Callable[[], None] | None = None) -> None:
         """Write the file atomically, making its folder; DataError where the disk refuses."""
-        with writing(self._path(name)):
-            write_file(self._path(name), data)
+        path = self._entry(name)
+        with writing(path):
+            write_file(path, data)
         if on_progress is not None:
             on_progress()
 
@@ -53,11 +60,15 @@ class LocalStorage:
     def list(self, prefix: str = "") -> list[str]:
         """Files under the folder, without those still being written; DataError where a part of it cannot be listed."""
         names: list[str] = []
+        waiting = [""]  # no recursion: whoever made the folder chose its depth
         with _reading(self.folder):
-            for folder, _, files in os.walk(self.folder, onerror=_raise_unless_gone):
-                whole = (name for name in files if not name.startswith(TEMPORARY_PREFIX))
-                there = (path for name in whole if (path := Path(folder, name)).is_file())  # no link that leads nowhere
-                names += [path.relative_to(self.folder).as_posix() for path in there]
+            while waiting:
+                below = waiting.pop()
+                for entry in _entries(self.folder / below):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{below}{entry.name}/")
+                    elif entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):  # no link that leads nowhere
+                        names.append(below + entry.name)
         return sorted(name for name in names if name.startswith(prefix))
 
     def copy_to(self, name: str, file: BinaryIO, on_progress: Callable[[], None] = lambda: None) -> None:
@@ -68,9 +79,9 @@ class LocalStorage:
         file.truncate()
 
     def open(self, name: str) -> BinaryIO:
-        """The file, opened for reading; DataError where it cannot be."""
+        """The file, opened for reading; DataError where it cannot be, is no regular one or lies outside by a link."""
         with _reading(self._path(name)):
-            return self._path(name).open("rb")
+            return open_file(beneath(self.folder, checked_name(name)))
 
     def download(self, name: str, path: Path) -> None:
         """Copy the file to `path`."""
@@ -79,7 +90,7 @@ class LocalStorage:
 
     def upload(self, path: Path, name: str, on_progress: Callable[[], None] | None = None) -> None:
         """Copy `path` into the folder."""
-        place = self._path(name)
+        place = self._entry(name)
         with writing(place), replacing(place) as temporary, path.open("rb") as source, temporary.open("wb") as file:
             while chunk := source.read(_CHUNK_BYTES):
                 file.write(chunk)
@@ -88,8 +99,9 @@ class LocalStorage:
 
     def delete(self, name: str) -> None:
         """Remove the file if it is there; DataError where the disk refuses."""
-        with writing(self._path(name)):
-            self._path(name).unlink(missing_ok=True)
+        path = self._entry(name)
+        with writing(path):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -98,8 +110,13 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Remedy: check the path and its rights") from error
+    except Refused as error:
+        raise DataError(f"{path}: is not read: {error}. Remedy: put the file itself there") from error
 
 
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # no folder holds no files, and one may be removed meanwhile
-        raise error
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:  # no folder holds no files, and one may be removed meanwhile
+        return []

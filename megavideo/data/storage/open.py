@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from megavideo.border.secrets import without_secrets
+from megavideo.data.storage.files import checked_entry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.storage.retry import RetryPolicy
@@ -29,14 +31,20 @@ def open_storage(uri: str, retry: RetryPolicy | None = None) -> Storage:
         return S3Storage(uri, retry)
     if is_object_store(uri):
         scheme = uri.split("://")[0]
-        raise DataError(f"{uri}: storage '{scheme}' is not supported. Remedy: give a folder or s3://bucket/prefix")
+        raise DataError(
+            f"{without_secrets(uri)}: storage '{scheme}' is not supported. Remedy: give a folder or s3://bucket/prefix"
+        )
     return LocalStorage(Path(uri.removeprefix("file://")).expanduser())
 
 
 def download_all(storage: Storage, prefix: str, folder: Path) -> None:
-    """Copy every name under `prefix` into `folder`, leaving `prefix` off the names."""
-    for name in storage.list(prefix):
-        storage.download(name, folder / name.removeprefix(prefix))
+    """Copy every name under `prefix` into `folder`, leaving `prefix` off the names.
+
+    Raises DataError, before anything is written, where one of them would come to lie outside.
+    """
+    places = {name: checked_entry(folder, name.removeprefix(prefix)) for name in storage.list(prefix)}
+    for name, place in places.items():
+        storage.download(name, place)
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from megavideo.border.secrets import holds_secret, without_secrets
+from megavideo.data.storage.entry import Entry
 from megavideo.data.storage.files import checked_name, writing
 from megavideo.data.storage.retry import RetryPolicy, retrying
 from megavideo.data.storage.s3_errors import (
@@ -18,13 +20,13 @@ from megavideo.data.storage.s3_errors import (
     patience,
     patience_for_known,
     remedy,
-    without_secrets,
 )
 from megavideo.errors import DataError, StoreUnreachable
 from megavideo.observe.whole_file import replacing
 
 Answer = TypeVar("Answer")
 Patience = Callable[[Exception], float]
+_ENDPOINT = "S3_ENDPOINT_URL"
 _CHUNK_BYTES = 1 << 20
 _WRITE_SECONDS = 60.0  # a store may take long to answer for what it has to keep
 _LEAST_BYTES_PER_SECOND = 1024
@@ -41,6 +43,11 @@ class S3Storage:
     """
 
     def __init__(self, uri: str, retry: RetryPolicy | None = None) -> None:
+        if holds_secret(uri):
+            raise DataError(
+                f"{without_secrets(uri)}: an address with credentials. Remedy: write it as s3://bucket/prefix, and "
+                "give the keys as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
             raise DataError(f"{uri}: no bucket is named. Remedy: write it as s3://bucket/prefix")
@@ -71,7 +78,7 @@ class S3Storage:
             )
             # A session of its own: the shared default one is not made for threads and keeps old credentials.
             session = boto3.session.Session()
-            endpoint = os.environ.get("S3_ENDPOINT_URL") or None
+            endpoint = _endpoint(os.environ)
             try:
                 # clients of a process forked from are kept: their sockets are its, and not closed here
                 self._clients[key] = session.client("s3", endpoint_url=endpoint, config=config)
@@ -134,25 +141,30 @@ class S3Storage:
 
     def exists(self, name: str) -> bool:
         """True where the object exists; DataError where the store or bucket cannot be reached."""
+        return self._head(name) is not None
+
+    def _head(self, name: str) -> Any:
         from botocore.exceptions import ClientError
 
         key = self._key(name)
 
-        def ask(client: Any) -> bool:
+        def ask(client: Any) -> Any:
             try:
-                client.head_object(Bucket=self.bucket, Key=key)
+                return client.head_object(Bucket=self.bucket, Key=key)
             except ClientError as error:
                 if not is_missing(error):
                     raise
                 # A missing bucket answers 404 as well; asking for it tells the two apart.
                 client.head_bucket(Bucket=self.bucket)
-                return False
-            return True
+                return None
 
         return self._call(name, ask)
 
     def list(self, prefix: str = "") -> list[str]:
-        """Names of the objects under the prefix."""
+        """Names of the objects under the prefix; DataError for one that no storage has, as with `//` or `..` in it.
+
+        Objects whose key ends with a slash stand for directories, and are none.
+        """
         root = f"{self.prefix}/" if self.prefix else ""
 
         def names(client: Any) -> Iterator[str]:
@@ -160,26 +172,67 @@ class S3Storage:
             for page in pages:
                 yield from (item["Key"].removeprefix(root) for item in page.get("Contents", []))
 
-        return self._call(prefix, lambda client: sorted(names(client)))
+        found = self._call(prefix, lambda client: sorted(names(client)))
+        return [checked_name(name) for name in found if name and not name.endswith("/")]
+
+    def entries(self) -> Iterator[Entry]:
+        """All objects under the prefix, a page of the store's answer at a time and as the store orders and names them.
+
+        Objects whose key ends with a slash stand for directories, and are none.
+        """
+        root = f"{self.prefix}/" if self.prefix else ""
+        asked = {"Bucket": self.bucket, "Prefix": root}
+        while True:
+            page = self._call("", lambda client, asked=asked: client.list_objects_v2(**asked))  # type: ignore[misc]
+            for item in page.get("Contents", []):
+                if not item["Key"].endswith("/"):
+                    yield _entry(item["Key"].removeprefix(root), item["ETag"], item["Size"])
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    def entry(self, name: str) -> Entry | None:
+        """The object, None where there is none; DataError where the store or bucket cannot be reached."""
+        answer = self._head(name)
+        return None if answer is None else _entry(name, answer["ETag"], answer["ContentLength"])
+
+    def fetch(self, name: str, file: BinaryIO, most_bytes: int) -> Entry:
+        """Write the content of the object into `file`, and give what it was when it was read.
+
+        It is known to be there. DataError where it has more than `most_bytes`, before any of it is written.
+        """
+        answer = self._copy_to(name, file, lambda: None, patience_for_known, most_bytes)
+        return _entry(name, answer["ETag"], answer["ContentLength"])
 
     def copy_to(self, name: str, file: BinaryIO, on_progress: Callable[[], None] = lambda: None) -> None:
         """Write the content of the object, which is known to be there, into `file`."""
         self._copy_to(name, file, on_progress, patience_for_known)
 
-    def _copy_to(self, name: str, file: BinaryIO, on_progress: Callable[[], None], patience: Patience) -> None:
+    def _copy_to(
+        self,
+        name: str,
+        file: BinaryIO,
+        on_progress: Callable[[], None],
+        patience: Patience,
+        most_bytes: int | None = None,
+    ) -> Any:
         key = self._key(name)
 
-        def attempt(client: Any) -> None:
+        def attempt(client: Any) -> Any:
             on_progress()
             file.seek(0)
             answer = client.get_object(Bucket=self.bucket, Key=key)
             with answer["Body"] as body:
+                if most_bytes is not None and answer["ContentLength"] > most_bytes:
+                    body.close()
+                    raise DataError(f"{self.uri}/{name}: {too_large(answer['ContentLength'], most_bytes)}")
                 done = _copy(body, file, self.retry.stall_seconds, on_progress)
             if done != answer["ContentLength"]:
                 raise TruncatedError(f"the body ended after {done} of {answer['ContentLength']} bytes")
             file.truncate()
+            return answer
 
-        self._call(name, attempt, patience)
+        return self._call(name, attempt, patience)
 
     def download(self, name: str, path: Path) -> None:
         """Copy the object to `path`."""
@@ -196,6 +249,27 @@ class S3Storage:
         """Remove the object."""
         key = self._key(name)
         self._call(name, lambda client: client.delete_object(Bucket=self.bucket, Key=key), writes=True)
+
+
+def _endpoint(environment: Mapping[str, str]) -> str | None:
+    """The address of the store that is not Amazon's; DataError, which does not show it, where it is none."""
+    address = environment.get(_ENDPOINT) or None
+    if address is not None and (holds_secret(address) or not address.startswith(("http://", "https://"))):
+        why = "holds credentials" if holds_secret(address) or "@" in address else "is no address"
+        raise DataError(
+            f"{_ENDPOINT}: {why} (it is not shown). Remedy: write it as http://host:port, and give the keys as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return address
+
+
+def too_large(num_bytes: int, most_bytes: int) -> str:
+    """Why an object is not read."""
+    return f"has {num_bytes} bytes, and at most store.max_bytes={most_bytes} are read"
+
+
+def _entry(name: str, etag: str, num_bytes: int) -> Entry:
+    return Entry(name, num_bytes, f"{etag.strip(chr(34))}-{num_bytes:x}")
 
 
 def _called(on_progress: Callable[[], None]) -> Callable[[int], None]:

@@ -1,9 +1,6 @@
-"""What an error of an S3 store means: whether it may pass, what to do about it, and its words without secrets."""
+"""What an error of an S3 store means: whether it may pass, and what to do about it."""
 
 from __future__ import annotations
-
-import os
-import re
 
 _MISSING_SECONDS = 3.0  # a store that has just come back may not see all of its objects at once
 _TRANSIENT_CODES = {
@@ -11,9 +8,6 @@ _TRANSIENT_CODES = {
     "InternalError", "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded", "IncompleteBody",
 }  # fmt: skip
 _MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
-_HIDDEN = "[hidden]"
-_LEAST_SECRET = 6  # a shorter one is a stand-in, and part of many words
 
 _FORBIDDEN = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may use this bucket"
 _REMEDIES = {
@@ -28,7 +22,7 @@ _REMEDIES = {
 }
 _UNREACHABLE = (
     "check that the store is up and S3_ENDPOINT_URL, the AWS_* variables and the bucket are right; "
-    "a longer outage is waited for with data.retry_seconds"
+    "a longer outage is waited for with data.retry_seconds, or store.retry_seconds for clips"
 )
 
 
@@ -95,12 +89,3 @@ def remedy(error: Exception) -> str:
     if isinstance(_cause(error), NoCredentialsError | PartialCredentialsError):
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     return _REMEDIES.get(error_code(error), _UNREACHABLE)
-
-
-def without_secrets(text: str) -> str:
-    """`text` with the secrets of the environment, and user and password of any URL, taken out."""
-    for name in _SECRET_VARIABLES:
-        secret = os.environ.get(name)
-        if secret and len(secret) >= _LEAST_SECRET:
-            text = text.replace(secret, _HIDDEN)
-    return re.sub(r"://[^/\s@]+@", f"://{_HIDDEN}@", text)

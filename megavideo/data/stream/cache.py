@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.data.storage.locks import locked, try_lock
 from megavideo.data.stream.counts import zero_counts
 from megavideo.errors import DataError, StoreUnreachable
@@ -251,6 +253,13 @@ def _state(temporary: Path, on_progress: Callable[[], None]) -> object:
     return state
 
 
+@dataclass(frozen=True)
+class _Note:
+    time: float = 0.0
+    message: str = ""
+    unreachable: bool = False
+
+
 def _note_failure(lock: int, error: DataError) -> None:
     with suppress(OSError):  # on a full disk; then the next one finds the cause by itself
         os.ftruncate(lock, 0)
@@ -261,11 +270,11 @@ def _note_failure(lock: int, error: DataError) -> None:
 def _raise_failure_after(lock: int, begin: float) -> None:
     """Raise what the owner noted that was waited for since `begin`: its failure is not to be waited for once more."""
     try:
-        note = json.loads(os.pread(lock, 1 << 20, 0) or b"{}")
-    except ValueError:
+        note = parse_json(os.pread(lock, 1 << 20, 0) or b"{}", _Note)
+    except Refused:
         return
-    if begin < note.get("time", 0.0) <= time.monotonic():
-        raise (StoreUnreachable if note.get("unreachable") else DataError)(note["message"])
+    if begin < note.time <= time.monotonic():
+        raise (StoreUnreachable if note.unreachable else DataError)(note.message)
 
 
 def _cannot_keep(path: Path, error: OSError) -> DataError:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
+from megavideo.border.files import open_descriptor
+from megavideo.border.names import beneath
+from megavideo.border.refused import Refused
+from megavideo.data.dataset.index import ShardEntry, ShardFile
+from megavideo.data.storage.files import checked_name
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.stream.cache import DamagedError, ShardCache, Wanted
@@ -41,11 +47,11 @@ class ShardFiles:
     """
 
     def __init__(
-        self, uri: str, storage: Storage, shards: list[dict[str, Any]], cache: ShardCache | None, cache_prefix: str
+        self, uri: str, storage: Storage, shards: Sequence[ShardEntry], cache: ShardCache | None, cache_prefix: str
     ) -> None:
         self._uri = uri
         self._storage = storage
-        self._shards = [_shard(uri, shard["raw_data"]) for shard in shards]
+        self._shards = [_shard(uri, shard.raw_data) for shard in shards]
         self._cache = cache
         self._prefix = cache_prefix
         if cache is not None:
@@ -112,9 +118,11 @@ class ShardFiles:
     def _open_in_folder(self, number: int) -> int:
         path = self._path(number)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_descriptor(beneath(Path(self._folder), self._shards[number].name))
         except OSError as error:
             raise DataError(f"{path}: shard cannot be read ({error.strerror}). Remedy: {_ENCODE_AGAIN}") from error
+        except Refused as error:
+            raise DataError(f"{path}: shard is not read: {error}. Remedy: {_ENCODE_AGAIN}") from error
         try:
             self._verify(fd, number)
         except BaseException:
@@ -151,11 +159,11 @@ class ShardFiles:
             )
 
 
-def _shard(uri: str, entry: dict[str, Any]) -> _Shard:
-    digest = entry.get("hashes", {}).get(HASH)
+def _shard(uri: str, file: ShardFile) -> _Shard:
+    digest = file.hashes.get(HASH)
     if digest is None:
-        raise DataError(f"{uri}: {entry['basename']} has no {HASH} in the index. Remedy: {_ENCODE_AGAIN}")
-    return _Shard(entry["basename"], int(entry["bytes"]), digest)
+        raise DataError(f"{uri}: {file.basename} has no {HASH} in the index. Remedy: {_ENCODE_AGAIN}")
+    return _Shard(checked_name(file.basename), file.bytes, digest)
 
 
 def _hash(fd: int) -> str:

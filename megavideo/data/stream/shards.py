@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ import numpy as np
 import torch
 from streaming.base.format.mds.reader import MDSReader
 
+from megavideo.border.names import shown
 from megavideo.data.dataset.caption_texts import split_texts
-from megavideo.data.dataset.dataset import LatentDataset, check_columns
+from megavideo.data.dataset.dataset import LatentDataset
+from megavideo.data.dataset.index import ShardEntry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.cache import ShardCache
 from megavideo.data.stream.counts import StreamCounts, zero_counts
@@ -63,9 +64,9 @@ class ShardReader:
     def __init__(self, dataset: LatentDataset, cache: Path | None, options: StreamOptions | None = None) -> None:
         options = options or StreamOptions()
         self._dataset = dataset
-        shards: list[dict[str, Any]] = json.loads(dataset.storage.read_bytes(dataset.info.index_name))["shards"]
-        self._ends = np.cumsum([shard["samples"] for shard in shards])
-        self._formats = _Formats(dataset.uri, shards)
+        shards = dataset.read_index()
+        self._ends = np.cumsum([shard.samples for shard in shards])
+        self._formats = _Formats(shards)
         shard_cache = None
         # Each that waits for another is a little more patient than it, so that the cause is told, not the waiting.
         patience = dataset.storage.retry.longest_seconds
@@ -118,11 +119,14 @@ class ShardReader:
         number = self._number(index)
         first = int(self._ends[number - 1]) if number else 0
         data = self._sample_bytes(number, index - first)
-        row = self._formats.of(number).decode_sample(data)
+        row = decode_row(
+            self._formats.of(number), data, f"{self._dataset.uri}: sample {index}", self._dataset.info.latent_channels
+        )
         if sample_id is not None and row["sample_id"] != sample_id:
             raise DataError(
-                f"{self._dataset.uri}: sample {index} is {row['sample_id']!r}, and the manifest says {sample_id!r}. "
-                "Remedy: the shards and the manifest are of different datasets; encode again with overwrite=true"
+                f"{self._dataset.uri}: sample {index} is {shown(row['sample_id'])}, and the manifest says "
+                f"{shown(sample_id)}. Remedy: the shards and the manifest are of different datasets; encode again "
+                "with overwrite=true"
             )
         self._counts["samples"] += 1
         self._counts["read_bytes"] += len(data)
@@ -156,12 +160,16 @@ class ShardReader:
         """What a shard holds of a sample. Where samples begin stands at its head: uint32 n, then n + 1 offsets."""
         fd = self._open(number)
         try:
-            begin, end = np.frombuffer(os.pread(fd, 8, 4 + 4 * row), np.uint32).tolist()
-            data = os.pread(fd, end - begin, begin)
+            places = os.pread(fd, 8, 4 + 4 * row)
+            begin, end = np.frombuffer(places, np.uint32).tolist() if len(places) == 8 else (0, 0)
+            data = os.pread(fd, max(0, end - begin), begin)
         finally:
             os.close(fd)
-        if len(data) != end - begin:
-            raise DataError(f"{self._dataset.uri}: a shard was cut while it was read. Remedy: leave the files alone")
+        if not data or len(data) != end - begin:
+            raise DataError(
+                f"{self._dataset.uri}: shard {number} is damaged, or was cut while it was read: no sample {row} is in "
+                "it. Remedy: leave the files alone, or encode again with overwrite=true"
+            )
         return data
 
     def _open(self, number: int) -> int:
@@ -187,19 +195,30 @@ class ShardReader:
         self._counts["refetched"] += 1
 
 
+def decode_row(reader: MDSReader, data: bytes, place: str, channels: int) -> dict[str, Any]:
+    """The columns of a sample from its bytes; DataError, which names `place`, where they are no sample of ours."""
+    try:
+        row: dict[str, Any] = reader.decode_sample(data)
+        latent, text = row["latent"].shape, row["text"].shape
+        if len(latent) != 4 or latent[0] != channels or 0 in latent or len(text) != 2 or 0 in text:
+            raise ValueError(f"a latent {latent} of {channels} channels and text {text}")
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:  # as numpy and the library say it
+        raise DataError(f"{place} is damaged ({error}). Remedy: encode again with overwrite=true") from error
+    return row
+
+
 class _Formats:
     """The library's decoders of shards: one for all that have the same columns, as nearly all of a dataset have."""
 
-    def __init__(self, uri: str, shards: list[dict[str, Any]]) -> None:
+    def __init__(self, shards: Sequence[ShardEntry]) -> None:
         self._readers: list[MDSReader] = []
         known: dict[tuple[object, ...], int] = {}
         self._of_shards = np.zeros(len(shards), np.int32)
         for number, shard in enumerate(shards):
-            columns = (*shard["column_names"], *shard["column_encodings"], *shard["column_sizes"])
+            columns = (shard.column_names, shard.column_encodings)
             if columns not in known:
-                check_columns(uri, shard)
                 known[columns] = len(self._readers)
-                self._readers.append(MDSReader.from_json("", None, dict(shard)))
+                self._readers.append(MDSReader.from_json("", None, shard.to_mds()))
             self._of_shards[number] = known[columns]
 
     def of(self, number: int) -> MDSReader:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from megavideo.border.json_text import read_json
 from megavideo.data.dataset.dataset import LatentDataset
 from megavideo.data.storage.files import writing
 from megavideo.data.storage.locks import locked
@@ -35,7 +36,7 @@ from megavideo.errors import DataError
 from megavideo.observe.whole_file import TEMPORARY_PREFIX
 
 FOLDER_NAME = "megavideo-tables"
-_FORMAT = 2
+_FORMAT = 3
 _PATIENCE_SECONDS = 120.0  # in which the one that makes a table must have moved
 _FLUSHED_BYTES = 256 << 20
 _TOLD_SECONDS = 5.0  # what takes longer is told
@@ -106,8 +107,7 @@ def _save_selected(selected: Selected, folder: Path) -> None:
 
 
 def _open_selected(folder: Path, table: SampleTable) -> Selected:
-    value = json.loads((folder / "left_out.json").read_text())
-    left_out = LeftOut(**value | {"unknown_first": tuple(value["unknown_first"])})
+    left_out = read_json(folder / "left_out.json", LeftOut)
     columns: dict[str, Any] = {name: open_column(folder, name) for name in _SELECTED}
     return Selected(replace(table, **columns), np.load(folder / "held_out.npy"), left_out)
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from megavideo.border.json_text import read_json
 from megavideo.data.table.row_order import rows_in_order
 from megavideo.errors import DataError
 from megavideo.types import Grid, SampleInfo
@@ -129,7 +130,7 @@ def save_groups(folder: Path, groups: Sequence[str]) -> None:
 
 def open_table(folder: Path) -> SampleTable:
     """The table in a folder, mapped and not read. Raises OSError or ValueError where files are missing or cut."""
-    groups = tuple(json.loads((folder / _NAMES).read_text()))
+    groups = read_json(folder / _NAMES, tuple[str, ...])
     return SampleTable(
         groups, **{f.name: open_column(folder, f.name) for f in fields(SampleTable) if f.name != "groups"}
     )

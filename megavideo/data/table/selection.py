@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megavideo.border.files import read_file
+from megavideo.border.refused import Refused
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.permutation import Integers
 from megavideo.data.table.held_out import pick_held_out
@@ -110,9 +112,9 @@ def selection_of(config: TrainRun) -> Selection:
 def read_ids(path: str) -> frozenset[str]:
     """Ids of samples from a text file, one a line; blank lines are passed over. ConfigError where it is unreadable."""
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        lines = read_file(Path(path).expanduser()).decode("utf-8").split("\n")
+    except (OSError, Refused, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
         raise ConfigError(
             "guard.exclude", path, f"cannot be read ({reason})", "name a text file of sample ids, one a line, or null"
         ) from error

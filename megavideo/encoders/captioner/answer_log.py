@@ -12,22 +12,40 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megavideo.border.json_text import parse_json
+from megavideo.border.names import shown
+from megavideo.border.refused import Refused
 from megavideo.config.texts import Share
 from megavideo.encoders.captioner.answer import Answer
-from megavideo.errors import ConfigError, DataError
+from megavideo.errors import ConfigError, DataError, OutputInUse
 
 _FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Head:
+    format: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Answered:
+    clip: str
+    prompt: str
+    text: str
+    cut: bool
 
 
 class AnswerLog:
     """The answers in `folder`, of which this process writes those of its `share`; use it as a context.
 
-    Raises ConfigError where there are answers asked for with other `settings` that are not to be overwritten, and
-    DataError where a file is damaged, cannot be written, or is written by another run.
+    Raises ConfigError where there are answers asked for with other `settings` that are not to be overwritten, DataError
+    where a file is damaged or cannot be written, and OutputInUse where another task writes it.
     """
 
     def __init__(self, folder: Path, share: Share, settings: Mapping[str, Any], overwrite: bool) -> None:
@@ -78,8 +96,8 @@ class AnswerLog:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DataError(
-                f"{self._path}: another run writes here. Remedy: wait for it, or give another out="
+            raise OutputInUse(
+                f"{self._path}: another task writes here. Remedy: wait for it, or give each task a shard= of its own"
             ) from error
         if self._overwrite:
             self._file.truncate(0)
@@ -103,24 +121,25 @@ class AnswerLog:
         if others and skip_foreign:
             return
         if others:
-            rule = f"holds answers asked for with another {' and another '.join(others)}"
+            names = [name if name in self._settings else shown(name) for name in others]
+            rule = f"holds answers asked for with another {' and another '.join(names)}"
             remedy = "give another out=, or overwrite=true to ask for all captions anew"
             raise ConfigError("out", str(self._folder), rule, remedy)
         for number, line in enumerate(lines[1:], start=2):
             try:
-                row = json.loads(line)
-                self._known[row["clip"], row["prompt"]] = Answer(str(row["text"]), bool(row["cut"]))
-            except (ValueError, KeyError, TypeError) as error:
+                row = parse_json(line, _Answered)
+                self._known[row.clip, row.prompt] = Answer(row.text, row.cut)
+            except Refused as error:
                 raise _damaged(path, number, error) from error
 
     def _others(self, path: Path, line: bytes) -> list[str]:
         """Names of the settings that a file was written with other values of."""
         try:
-            head = json.loads(line)
-            stored = dict(head["settings"])
-            if head["format"] != _FORMAT:
-                raise ValueError(f"format {head['format']}")
-        except (ValueError, KeyError, TypeError) as error:
+            head = parse_json(line, _Head)
+            stored = head.settings
+            if head.format != _FORMAT:
+                raise Refused(f"format {head.format}")
+        except Refused as error:
             raise _damaged(path, 1, error) from error
         names = stored.keys() | self._settings.keys()
         return sorted(name for name in names if stored.get(name) != self._settings.get(name))

@@ -12,8 +12,11 @@ from pathlib import Path
 from megavideo.config.schema.captions import CaptionRun
 from megavideo.config.texts import Share
 from megavideo.data.clips.captions import CaptionTable, WeightedCaption, read_caption_table, read_sidecar_captions
-from megavideo.data.clips.media import Anchor, iter_frames, probe
-from megavideo.data.clips.resize import FrameSize, resize_frames
+from megavideo.data.clips.clip_file import clip_file
+from megavideo.data.clips.media import iter_frames, probe
+from megavideo.data.clips.resize import resize_frames
+from megavideo.data.clips.seek import Anchor
+from megavideo.data.clips.view import frame_numbers, view_size
 from megavideo.data.ingest import CLIPS_NAME, ClipRow, find_media, read_clip_list
 from megavideo.encoders.captioner.answer import ClipView
 from megavideo.errors import ConfigError, DataError
@@ -34,14 +37,15 @@ class CaptionFailure:
 
 @dataclass(frozen=True)
 class SourceClip:
-    """A clip with the captions that it has. `clip_id` is None for a raw clip; `start` is its first frame in the file.
+    """A clip with the captions that it has; its `file` must lie under `root`.
 
+    `clip_id` is None for a raw clip; `start` is its first frame in the file.
     `box` (left, top, right, bottom) is its picture in upright pixels, each `pixel_aspect` as wide as it is high.
     """
 
     file: str
     clip_id: str | None
-    path: Path
+    root: Path
     start: int
     anchor: Anchor | None
     frames: int
@@ -54,6 +58,11 @@ class SourceClip:
     def key(self) -> str:
         """What its answers are kept under."""
         return self.clip_id or self.file
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.root / self.file
 
 
 def find_clips(cfg: CaptionRun, share: Share) -> tuple[list[SourceClip], list[CaptionFailure]]:
@@ -68,7 +77,7 @@ def find_clips(cfg: CaptionRun, share: Share) -> tuple[list[SourceClip], list[Ca
     if (src / CLIPS_NAME).is_file():
         listed = read_clip_list(src)
         table = _table(cfg, None, listed.root)
-        return [_ingested(row, listed.path(row), table) for row in listed.rows], []
+        return [_ingested(row, listed.root, table) for row in listed.rows], []
     if share.count > 1:
         rule = "is a folder of raw clips, and only what ingest lists can be shared between processes"
         raise ConfigError("src", cfg.src, rule, "run ingest first, or caption in one process")
@@ -81,16 +90,12 @@ def view_of(clip: SourceClip, count: int, longest_side: int) -> ClipView:
     A shorter clip shows all that it has. Raises DataError where the file is gone or damaged.
     """
     numbers = frame_numbers(clip.frames, count)
-    frames = iter_frames(clip.path, clip.start, numbers[-1] + 1, clip.anchor)
+    frames = iter_frames(clip_file(clip.root, clip.file), clip.start, numbers[-1] + 1, clip.anchor)
     wanted = set(numbers)
     shown = (frame for number, frame in enumerate(frames) if number in wanted)
-    return ClipView(resize_frames(shown, _size(clip, longest_side)), numbers, clip.frames, clip.fps)
-
-
-def frame_numbers(frames: int, count: int) -> tuple[int, ...]:
-    """The middle frames of `count` equal parts of a clip of `frames`; all frames where there are no more."""
-    count = min(count, frames)
-    return tuple((2 * part + 1) * frames // (2 * count) for part in range(count))
+    return ClipView(
+        resize_frames(shown, view_size(clip.box, clip.pixel_aspect, longest_side)), numbers, clip.frames, clip.fps
+    )
 
 
 def views_ahead(
@@ -120,12 +125,12 @@ def _table(cfg: CaptionRun, default: Path | None, root: Path) -> CaptionTable:
     return table
 
 
-def _ingested(row: ClipRow, path: Path, table: CaptionTable) -> SourceClip:
-    captions = table.of(row.clip_id, path) or row.captions or (WeightedCaption(row.caption),)
+def _ingested(row: ClipRow, root: Path, table: CaptionTable) -> SourceClip:
+    captions = table.of(row.clip_id, root / row.file) or row.captions or (WeightedCaption(row.caption),)
     return SourceClip(
         file=row.file,
         clip_id=row.clip_id,
-        path=path,
+        root=root,
         start=row.start,
         anchor=row.anchor,
         frames=row.frames,
@@ -144,14 +149,14 @@ def _raw_clips(src: Path, cfg: CaptionRun) -> tuple[list[SourceClip], list[Capti
 
     def read(path: Path) -> SourceClip | str:
         try:
-            info = probe(path)
-            captions = table.of(None, path) or read_sidecar_captions(path) or ()
+            info = probe(clip_file(root, path.relative_to(root).as_posix()))
+            captions = table.of(None, path) or read_sidecar_captions(path, root) or ()
         except DataError as error:
             return str(error).removeprefix(f"{path}: ")
         return SourceClip(
             file=path.relative_to(root).as_posix(),
             clip_id=None,
-            path=path,
+            root=root,
             start=0,
             anchor=None,
             frames=info.frames,
@@ -175,12 +180,3 @@ def _raw_clips(src: Path, cfg: CaptionRun) -> tuple[list[SourceClip], list[Capti
 
 def _said(captions: Sequence[WeightedCaption]) -> tuple[WeightedCaption, ...]:
     return tuple(caption for caption in captions if caption.text)
-
-
-def _size(clip: SourceClip, longest_side: int) -> FrameSize:
-    """The clip's picture in square pixels, never enlarged."""
-    left, top, right, bottom = clip.box
-    width, height = (right - left) * min(1.0, clip.pixel_aspect), (bottom - top) * min(1.0, 1.0 / clip.pixel_aspect)
-    scale = min(1.0, longest_side / max(width, height))
-    box = (float(left), float(top), float(right), float(bottom))
-    return FrameSize(max(1, round(height * scale)), max(1, round(width * scale)), box)

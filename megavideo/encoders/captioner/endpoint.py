@@ -14,6 +14,7 @@ from typing import Any
 import requests as http
 from PIL import Image
 
+from megavideo.border.secrets import Secrets
 from megavideo.config.schema.captions import EndpointConfig
 from megavideo.encoders.captioner.answer import Answer, Request, to_answer
 from megavideo.errors import ConfigError, DataError, MegavideoError, ServerUnavailable
@@ -24,6 +25,7 @@ _MOST_FAILED = 8  # such requests in a row, after which it is the server that fa
 _CONNECT_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 60.0
 _SHOWN = 300
+_MOST_READ = 1 << 16  # characters of an answer that is shown
 
 _NO_ADDRESS = (http.exceptions.InvalidURL, http.exceptions.MissingSchema, http.exceptions.InvalidSchema)
 
@@ -142,7 +144,7 @@ class EndpointModel:
                 f"{self._place}.key_variable", self._key_variable, rule, "name the variable that holds a valid key"
             )
         if status in (404, 405) or 300 <= status < 400:
-            place = f" to {response.headers.get('Location')}" if 300 <= status < 400 else ""
+            place = f" to {self._hidden(str(response.headers.get('Location')))}" if 300 <= status < 400 else ""
             rule = f"the server answers {status}{place} ({said})"
             remedy = f"correct the address, which must go on with /chat/completions, or {self._place}.model"
             return ConfigError(f"{self._place}.url", self._url, rule, remedy)
@@ -151,20 +153,23 @@ class EndpointModel:
         return DataError(f"the server refuses it ({status}: {said})")
 
     def _shown(self, response: Any) -> str:
-        return self._hidden(" ".join(response.text[: 4 * _SHOWN].split())[:_SHOWN] or "no text")
+        text = self._hidden(response.text[:_MOST_READ])  # before it is cut, which could leave a part of the key
+        return " ".join(text.split())[:_SHOWN] or "no text"
 
     def _hidden(self, text: str) -> str:
-        """`text` without the key, which some servers repeat."""
-        return text.replace(self._key, "***") if self._key else text
+        """`text` without the key, which some servers repeat, and other secrets."""
+        return Secrets([self._key] if self._key else []).hide(text)
 
 
 def _read_key(place: str, variable: str | None) -> str:
     if variable is None:
         return ""
-    key = os.environ.get(variable, "").strip()
+    if variable not in os.environ:
+        rule = "names no environment variable that is set (it is not shown, as it may be a key itself)"
+        raise ConfigError(f"{place}.key_variable", None, rule, "export NAME=KEY and give NAME, or drop the setting")
+    key = os.environ[variable].strip()
     if not key:
-        rule = "this environment variable is not set"
-        raise ConfigError(f"{place}.key_variable", variable, rule, f"export {variable}=KEY, or drop the setting")
+        raise ConfigError(f"{place}.key_variable", variable, "this environment variable is empty", "export the key")
     if not (key.isascii() and key.isprintable()) or " " in key:
         rule = "this environment variable holds characters that no key has"
         raise ConfigError(f"{place}.key_variable", variable, rule, "export the key alone")

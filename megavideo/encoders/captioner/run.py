@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from megavideo.config.schema.captions import CaptionerConfig, CaptionRun
+from megavideo.config.texts import Share
 from megavideo.data.clips.captions import caption_row
 from megavideo.data.ingest.share import find_share, is_in_share
+from megavideo.data.storage.owners import Claim, owning
 from megavideo.encoders.captioner.answer_log import AnswerLog
 from megavideo.encoders.captioner.ask import ask_all, asks_of
 from megavideo.encoders.captioner.build import build_captioner
@@ -38,6 +40,8 @@ CAPTIONS_NAME = "captions.jsonl"
 _SHEET_NAME = "captions.png"
 _REPORT_NAME = "report.json"
 _LOCK_NAME = "writing.lock"
+_OF_EACH_TASK = ("src", "out", "shard")
+_OF_EACH_MODEL = ("path", "endpoint")  # what answers depend on of these is the model's identity
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +72,8 @@ def caption(cfg: CaptionRun) -> CaptionReport:
     """Write captions for the clips of `cfg.src` to `cfg.out`; goes on where an earlier run was interrupted.
 
     A clip that fails is reported, keeps the captions that it had, and is tried again by the next run. Raises
-    ConfigError on settings, a model or a place that cannot be used, and DataError where there is no clip, or no clip
-    got a caption.
+    ConfigError on settings, a model or a place that cannot be used, DataError where there is no clip, or no clip got a
+    caption, and OutputInUse where another process captions to it that is no task of the same work.
     """
     begin = time.monotonic()
     out = Path(cfg.out).expanduser()
@@ -85,7 +89,8 @@ def caption(cfg: CaptionRun) -> CaptionReport:
         for clip in clips
         if is_in_share(clip.key, share) and not asks_of(clip, cfg.captioner)
     ]
-    with AnswerLog(out, share, _settings(cfg.captioner, model.identity), cfg.overwrite) as answers:
+    asked_with = _settings(cfg.captioner, model.identity)
+    with owning(out, _claim(cfg, share, asked_with)), AnswerLog(out, share, asked_with, cfg.overwrite) as answers:
         todo = [ask for ask in mine if answers.get(ask.clip.key, ask.prompt) is None]
         if len(todo) < len(mine):
             _log.info("caption: %d of %d captions are there already", len(mine) - len(todo), len(mine))
@@ -111,6 +116,17 @@ def caption(cfg: CaptionRun) -> CaptionReport:
             _write_results(out, report, captioned)
     write_sheet(out / _SHEET_NAME, cfg.captioner.kind, captioned)
     return report
+
+
+def _claim(cfg: CaptionRun, share: Share, asked_with: Mapping[str, Any]) -> Claim:
+    """Tasks that ask for the same captions of the same clips share the folder."""
+    elsewhere = "out= another folder"
+    if share.count == 1:
+        return Claim("caption", elsewhere)
+    settings = {name: value for name, value in asdict(cfg).items() if name not in _OF_EACH_TASK}
+    settings["captioner"] = {name: v for name, v in settings["captioner"].items() if name not in _OF_EACH_MODEL}
+    plan = [os.path.realpath(Path(cfg.src).expanduser()), share.count, settings, dict(asked_with)]
+    return Claim("caption", elsewhere, json.dumps(plan, sort_keys=True))
 
 
 @contextmanager

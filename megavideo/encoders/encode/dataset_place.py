@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megavideo.border.fields import Size
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.config.schema.prepare import EncodeRun
 from megavideo.data.dataset.dataset import (
     DATASET_NAME,
@@ -24,6 +27,7 @@ from megavideo.data.dataset.dataset import (
     checksum,
     null_text_bytes,
 )
+from megavideo.data.storage.files import checked_entry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.storage.open import open_storage
 from megavideo.data.storage.protocol import Storage
@@ -33,7 +37,8 @@ from megavideo.errors import ConfigError, DataError
 
 ENCODE_NAME = "encode.json"
 _FORMAT = 2
-_FIXED = ("area", "max_frames", "patch", "autoencoder", "text_encoder")
+_FIXED = ("area", "max_frames", "fps", "patch", "autoencoder", "text_encoder")
+_OF_EACH_TASK = ("src", "store", "out", "workers", "shard", "overwrite")
 # Deleted in this order: what makes a dataset of it first, what tells whose files these are last.
 _CLEARED = (
     r"dataset\.json", r"dataset_v\d+\.json", r"index(_v\d+)?\.json", r"manifest(_v\d+)?\.jsonl", r"plans/.*",
@@ -67,7 +72,7 @@ def check_place(cfg: EncodeRun) -> tuple[Storage, bool]:
         raise DataError(f"{cfg.out}: is a file, and a dataset is a folder. Remedy: give another out=")
     if storage.exists(ENCODE_NAME):
         if not cfg.overwrite:
-            _check_settings(cfg, _read(storage)["settings"])
+            _check_settings(cfg, _read(storage).settings)
         return storage, not cfg.overwrite
     if storage.exists(DATASET_NAME):
         if cfg.overwrite:
@@ -116,27 +121,26 @@ def open_place(storage: Storage, folder: Path) -> Place:
 
     Of two tasks that begin one place at once the last counts: a unit of the other one carries another key.
     """
-    value = _read(storage)
+    begun = _read(storage)
     local = folder / "encoders"
     try:
-        for name, expected in value["encoders"].items():
-            storage.download(ENCODERS_PREFIX + name, local / name)
-            if checksum((local / name).read_bytes()) != expected:
+        for name, expected in begun.encoders.items():
+            place = checked_entry(local, name)
+            storage.download(ENCODERS_PREFIX + name, place)
+            if checksum(place.read_bytes()) != expected:
                 raise _damaged(storage, ENCODERS_PREFIX + name, f"its checksum is not the one in {ENCODE_NAME}")
-        patch_t, patch_h, patch_w = value["settings"]["patch"]
-        key = {name: value[name] for name in ("settings", "null_text", "encoders")}
         return Place(
             storage=storage,
             encoders=local,
-            key=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
-            latent_channels=int(value["latent_channels"]),
-            text_dim=int(value["text_dim"]),
-            patch=(patch_t, patch_h, patch_w),
-            time_ratio=int(value["time_ratio"]),
-            space_ratio=int(value["space_ratio"]),
-            null_text_checksum=str(value["null_text"]),
+            key=begun.key,
+            latent_channels=begun.latent_channels,
+            text_dim=begun.text_dim,
+            patch=begun.patch,
+            time_ratio=begun.time_ratio,
+            space_ratio=begun.space_ratio,
+            null_text_checksum=begun.null_text,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Refused as error:
         raise _damaged(storage, ENCODE_NAME, error) from error
 
 
@@ -165,8 +169,16 @@ def _check_settings(cfg: EncodeRun, before: dict[str, Any]) -> None:
 
 def _settings(cfg: EncodeRun) -> dict[str, Any]:
     values = asdict(cfg)
-    settings: dict[str, Any] = json.loads(json.dumps({name: values[name] for name in _FIXED}))
-    return settings
+    return parse_json(json.dumps({name: values[name] for name in _FIXED}), dict[str, Any])
+
+
+def planned_settings(cfg: EncodeRun) -> dict[str, Any]:
+    """What must be the same for processes that share the work: all that units depend on, but not where weights are."""
+    return {
+        name: {key: item for key, item in value.items() if key != "path"} if isinstance(value, dict) else value
+        for name, value in asdict(cfg).items()
+        if name not in _OF_EACH_TASK
+    }
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -177,14 +189,38 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]
         yield path, old, new
 
 
-def _read(storage: Storage) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Begun:
+    """What `encode.json` holds."""
+
+    format: int
+    settings: dict[str, Any]
+    latent_channels: Size
+    text_dim: Size
+    time_ratio: Size
+    space_ratio: Size
+    null_text: str
+    encoders: dict[str, str]
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Raises Refused where the settings have none."""
+        return parse_json(json.dumps(self.settings.get("patch")), tuple[Size, Size, Size])
+
+    @property
+    def key(self) -> str:
+        fixed = {"settings": self.settings, "null_text": self.null_text, "encoders": self.encoders}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _read(storage: Storage) -> _Begun:
     try:
-        value: dict[str, Any] = json.loads(storage.read_bytes(ENCODE_NAME))
-        if value["format"] != _FORMAT or not isinstance(value["settings"], dict):
-            raise ValueError(f"format {value['format']}, and this version reads {_FORMAT}")
-    except (ValueError, KeyError, TypeError) as error:
+        begun = parse_json(storage.read_bytes(ENCODE_NAME), _Begun)
+        if begun.format != _FORMAT:
+            raise Refused(f"format {begun.format}, and this version reads {_FORMAT}")
+    except Refused as error:
         raise _damaged(storage, ENCODE_NAME, error) from error
-    return value
+    return begun
 
 
 def _files(folder: Path) -> list[Path]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,8 @@ from megavideo.data.dataset.dataset import (
     parse_info,
     version_name,
 )
+from megavideo.data.dataset.index import ShardEntry, parse_index
+from megavideo.data.dataset.rates import NOT_COUNTED, FrameCounts
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.encode.dataset_place import Place
 from megavideo.encoders.encode.dataset_writer import point_to, publish_version
@@ -38,7 +38,7 @@ class Version:
     """A published version: its description and the entries of its index."""
 
     info: DatasetInfo
-    shards: list[dict[str, Any]]
+    shards: list[ShardEntry]
 
 
 @dataclass
@@ -49,10 +49,11 @@ class Gathered:
     """
 
     manifest: ManifestFile
-    shards: list[dict[str, Any]]
+    shards: list[ShardEntry]
     dropped: list[DroppedClip] = field(default_factory=list)
     captions_cut: int = 0
     squared_errors: list[float] = field(default_factory=list)
+    frames: FrameCounts = NOT_COUNTED
     redo: list[WorkUnit] = field(default_factory=list)
 
     def add(self, record: UnitRecord) -> None:
@@ -62,6 +63,7 @@ class Gathered:
         self.dropped += record.dropped
         self.captions_cut += record.captions_cut
         self.squared_errors += record.squared_errors
+        self.frames = self.frames.with_rows(record.rows)
 
 
 def newest_version(storage: Storage) -> Version | None:
@@ -81,7 +83,7 @@ def newest_version(storage: Storage) -> Version | None:
             "Remedy: restore it from a copy, or encode again with overwrite=true"
         )
     point_to(storage, info.version)
-    return Version(info, json.loads(index)["shards"])
+    return Version(info, parse_index(storage.uri, index, info))
 
 
 def gather_units(place: Place, before: Version | None, units: Sequence[WorkUnit], folder: Path) -> Gathered:
@@ -92,6 +94,7 @@ def gather_units(place: Place, before: Version | None, units: Sequence[WorkUnit]
     gathered = Gathered(ManifestFile(place.storage, folder), list(before.shards) if before else [])
     if before:
         gathered.manifest.begin_with(before.info)
+        gathered.frames = before.info.frames
     for unit, record in read_records(place.storage, units, place.key):
         if record is None:
             gathered.redo.append(unit)
@@ -125,9 +128,10 @@ def publish_units(place: Place, before: Version | None, gathered: Gathered, num_
         checksums={NULL_TEXT_NAME: place.null_text_checksum},
         version=before.info.version + 1 if before else 1,
         num_plans=num_plans,
-        num_bytes=sum(int(shard["raw_data"]["bytes"]) for shard in gathered.shards) + manifest.num_bytes,
+        num_bytes=sum(shard.raw_data.bytes for shard in gathered.shards) + manifest.num_bytes,
         psnr_db=psnr_db,
         psnr_clips=psnr_clips,
+        frames=gathered.frames,
     )
     return publish_version(place.storage, info, gathered.shards, manifest)
 
@@ -135,7 +139,7 @@ def publish_units(place: Place, before: Version | None, gathered: Gathered, num_
 def clean(storage: Storage, version: Version, plans: Sequence[Plan]) -> None:
     """Delete what attempts that were stopped left of done plans: shards and pages that nothing names."""
     done = plans[: version.info.num_plans]
-    kept = {shard["raw_data"]["basename"] for shard in version.shards}
+    kept = {shard.raw_data.basename for shard in version.shards}
     for name in storage.list(SHARDS_PREFIX):
         if name not in kept and 0 <= plan_number(name) < len(done):
             storage.delete(name)

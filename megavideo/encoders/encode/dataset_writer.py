@@ -6,9 +6,8 @@ index and its manifest, then its description; `dataset.json` is pointed to it la
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ import xxhash
 
 from megavideo.data.dataset.caption_texts import join_texts
 from megavideo.data.dataset.dataset import (
-    COLUMNS,
     DATASET_NAME,
     INDEX_NAME,
     DatasetInfo,
@@ -29,6 +27,7 @@ from megavideo.data.dataset.dataset import (
     parse_info,
     version_name,
 )
+from megavideo.data.dataset.index import COLUMNS, ShardEntry, index_bytes, read_index
 from megavideo.data.storage.files import writing
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.encode.manifest_file import ManifestFile
@@ -66,20 +65,18 @@ class ShardWriter:
         self.num_samples += 1
         self._move_shards()
 
-    def finish(self) -> list[dict[str, Any]]:
+    def finish(self) -> list[ShardEntry]:
         """Write the last shard; gives the entries of all of them for an index."""
         with writing(self._staging):
             self._shards.finish()
         self._move_shards()
-        entries: list[dict[str, Any]] = json.loads((self._staging / INDEX_NAME).read_bytes())["shards"]
-        for entry in entries:
-            raw = entry["raw_data"]
-            raw["basename"], digest = self._names[raw["basename"]]
-            if raw["hashes"] != {_HASH: digest}:
-                raise DataError(
-                    f"{self._staging}: a shard was changed while it was written. Remedy: leave the files alone"
-                )
-        return entries
+        return [self._published(entry) for entry in read_index(self._staging / INDEX_NAME)]
+
+    def _published(self, entry: ShardEntry) -> ShardEntry:
+        name, digest = self._names[entry.raw_data.basename]
+        if entry.raw_data.hashes != {_HASH: digest}:
+            raise DataError(f"{self._staging}: a shard was changed while it was written. Remedy: leave the files alone")
+        return replace(entry, raw_data=replace(entry.raw_data, basename=name))
 
     def abandon(self) -> None:
         """Stop the writer's threads after a fault."""
@@ -108,7 +105,7 @@ def writing_shards(storage: Storage, prefix: str, staging: Path, shard_bytes: in
 
 
 def publish_version(
-    storage: Storage, info: DatasetInfo, shards: Iterable[dict[str, Any]], manifest: ManifestFile
+    storage: Storage, info: DatasetInfo, shards: Sequence[ShardEntry], manifest: ManifestFile
 ) -> DatasetInfo:
     """Write the version `info`, whose index and manifest are added to its checksums, and point `dataset.json` to it.
 
@@ -116,7 +113,7 @@ def publish_version(
     """
     if info.num_samples < 1:
         raise ValueError("a version without samples is never published")
-    index = json.dumps({"version": 2, "shards": list(shards)}, sort_keys=True).encode()
+    index = index_bytes(shards)
     sums = {info.index_name: checksum(index), info.manifest_name: manifest.checksum}
     info = replace(info, checksums=info.checksums | sums)
     if not storage.exists(version_name(info.version)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.data.dataset.dataset import DatasetInfo, manifest_line, version_name
 from megavideo.data.storage.files import writing
 from megavideo.data.storage.protocol import Storage
 from megavideo.errors import DataError
+
+
+@dataclass(frozen=True)
+class _Row:
+    sample_id: str
 
 
 class ManifestFile:
@@ -42,7 +49,7 @@ class ManifestFile:
         self._storage.download(info.manifest_name, self.path)
         with self.path.open("rb") as file:
             for line in file:
-                self._count(line, json.loads(line)["sample_id"])
+                self._count(line, self._sample_id(line))
         if self.checksum != info.checksums.get(info.manifest_name):
             raise DataError(
                 f"{self._storage.uri}/{info.manifest_name}: damaged (its checksum is not the one in "
@@ -66,10 +73,19 @@ class ManifestFile:
         seen: set[str] = set()
         with self.path.open("rb") as file:  # two ids may have one hash
             for line in file:
-                sample_id = json.loads(line)["sample_id"]
+                sample_id = self._sample_id(line)
                 if _hash(sample_id) in alike and sample_id in seen:
                     raise self._twice(sample_id)
                 seen.update([sample_id] if _hash(sample_id) in alike else ())
+
+    def _sample_id(self, line: bytes) -> str:
+        try:
+            return parse_json(line, _Row).sample_id
+        except Refused as error:
+            raise DataError(
+                f"{self._storage.uri}: its manifest is damaged ({error}). Remedy: restore it from a copy, or encode "
+                "again with overwrite=true"
+            ) from error
 
     def holds(self, sample_id: str) -> bool:
         """True for the id of a sample, once all are there."""

@@ -11,9 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
+from megavideo.border.fields import Count, Size
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.data.ingest import ClipRow, parse_row
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.encode.work_units import WorkUnit, unit_name
@@ -35,13 +38,13 @@ class Plan:
     one what is left; `pages` are the pages' hashes.
     """
 
-    number: int
     listed: str
     again: str
-    num_clips: int
-    unit_clips: int
-    page_units: int
+    num_clips: Count
+    unit_clips: Size
+    page_units: Size
     pages: tuple[str, ...]
+    number: int = 0
 
     @property
     def num_units(self) -> int:
@@ -93,18 +96,18 @@ def read_plan(storage: Storage, number: int) -> Plan:
     """The head of a plan; DataError where it is damaged or of another format."""
     name = head_name(number)
     try:
-        value = json.loads(storage.read_bytes(name))
-        if value["format"] != _FORMAT:
+        content = storage.read_bytes(name)
+        written_as = parse_json(content, _Format).format
+        if written_as != _FORMAT:
             raise DataError(
-                f"{storage.uri}/{name}: a plan of format {value['format']}, and this version of megavideo reads "
+                f"{storage.uri}/{name}: a plan of format {written_as}, and this version of megavideo reads "
                 f"{_FORMAT}. Remedy: give another out=, or overwrite=true to encode anew; what is published can be "
                 "trained on as it is"
             )
-        del value["format"]
-        plan = Plan(number=number, **{**value, "pages": tuple(value["pages"])})
+        plan = replace(parse_json(content, Plan), number=number)
         if len(plan.pages) != -(-plan.num_units // plan.page_units):
-            raise ValueError(f"{len(plan.pages)} pages for {plan.num_units} units")
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+            raise Refused(f"{len(plan.pages)} pages for {plan.num_units} units")
+    except Refused as error:
         raise _damaged(storage, name, error) from error
     return plan
 
@@ -149,7 +152,13 @@ class PageReader:
         lines = self._lines[unit.first_row : unit.first_row + unit.num_clips]
         if len(lines) != unit.num_clips:
             raise _damaged(self._storage, unit.page, f"{len(lines)} clips for {unit.num_clips} of unit {unit.name}")
-        return [parse_row(json.loads(line)) for line in lines]
+        return [self._row(unit, line) for line in lines]
+
+    def _row(self, unit: WorkUnit, line: bytes) -> ClipRow:
+        try:
+            return parse_row(line)
+        except Refused as error:
+            raise _damaged(self._storage, unit.page, error) from error
 
 
 def read_page(storage: Storage, name: str) -> list[bytes]:
@@ -158,6 +167,11 @@ def read_page(storage: Storage, name: str) -> list[bytes]:
     if _digest(data) != name.rpartition("-")[2].removesuffix(".jsonl"):
         raise _damaged(storage, name, "its hash is not the one in its name")
     return data.splitlines(keepends=True)
+
+
+@dataclass(frozen=True)
+class _Format:
+    format: int
 
 
 def _pages_prefix(plan: int) -> str:

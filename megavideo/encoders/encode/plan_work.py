@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import logging
 import tempfile
 from collections import defaultdict
@@ -18,6 +17,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.data.ingest import ClipFile, parse_row
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.encode.plan import Plan, read_page, read_plans, write_plan
@@ -152,13 +153,25 @@ def _rows(storage: Storage, plan: Plan, num_done: int) -> Iterator[_Planned]:
         for begin in range(0, len(lines), plan.unit_clips):
             unit = None if units is None else next(units)
             for line in lines[begin : begin + plan.unit_clips]:
-                clip_id = str(json.loads(line)["clip_id"])
+                clip_id = _clip_id(storage, name, line)
                 yield _Planned(order_key(clip_id), clip_id, line, plan.number, unit)
 
 
 def _differ(first: bytes, second: bytes) -> bool:
     """True where two lines say different things."""
-    return first != second and parse_row(json.loads(first)) != parse_row(json.loads(second))
+    return first != second and parse_row(first) != parse_row(second)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    clip_id: str
+
+
+def _clip_id(storage: Storage, page: str, line: bytes) -> str:
+    try:
+        return parse_json(line, _Listed).clip_id
+    except Refused as error:
+        raise DataError(f"{storage.uri}/{page}: damaged ({error}). Remedy: encode again with overwrite=true") from error
 
 
 def _digest(again: frozenset[str]) -> str:

@@ -7,6 +7,7 @@ the dataset, and clips that are added later make the next one.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -18,13 +19,17 @@ from pathlib import Path
 
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.texts import Share
+from megavideo.data.clips.resample import Resampling
+from megavideo.data.clips.stored import clip_place
 from megavideo.data.dataset.dataset import DroppedClip, open_dataset
+from megavideo.data.dataset.rates import NOT_COUNTED, FrameCounts, Rates, count_rates
 from megavideo.data.ingest import CLIPS_NAME, ClipFile, ingest, open_clip_file
 from megavideo.data.ingest.share import find_share
 from megavideo.data.storage.open import is_object_store
+from megavideo.data.storage.owners import Claim, Ownership, owning
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.encode.clips import ClipLimits, ClipSource, PlannedClip, fitting_videos
-from megavideo.encoders.encode.dataset_place import Place, begin_place, check_place, open_place
+from megavideo.encoders.encode.dataset_place import Place, begin_place, check_place, open_place, planned_settings
 from megavideo.encoders.encode.dataset_versions import (
     Gathered,
     Version,
@@ -68,7 +73,8 @@ class EncodeReport:
 
     `units_waiting` are units of work that other tasks have still to encode: the last of them publishes the version.
     `psnr_db` is the autoencoder's on `psnr_clips` clips, from the latents as stored; `num_bytes` are those of shards
-    and manifest. Without a version yet, `version` is 0.
+    and manifest. `rates` are those of its videos, and `frames` tells what it shows of its clips' frames. Without a
+    version yet, `version` is 0.
     """
 
     out: str
@@ -79,6 +85,8 @@ class EncodeReport:
     num_bytes: int
     num_tokens: int
     tokens: tuple[TokenCount, ...]
+    rates: Rates | None
+    frames: FrameCounts
     longest_text: int
     captions_cut: int
     psnr_db: float | None
@@ -90,11 +98,12 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """The list of clips, what they are made to fit, and the share of the units that is this process's."""
+    """The list of clips, what they are made to fit, the share of the units that is this process's, and its place."""
 
     listed: ClipFile
     source: ClipSource
     share: Share
+    owner: Ownership
 
 
 def encode(cfg: EncodeRun) -> EncodeReport:
@@ -102,19 +111,39 @@ def encode(cfg: EncodeRun) -> EncodeReport:
 
     What is done already stays; a clip that does not fit is dropped with its reason. Nothing of an earlier dataset is
     touched before settings, place and encoders have proven good. Raises ConfigError on settings that cannot be used
-    or are not those of the dataset that is there, and DataError where the source holds nothing usable, or the place
-    cannot be written.
+    or are not those of the dataset that is there, DataError where the source holds nothing usable, or the place cannot
+    be written, and OutputInUse where an encode of other clips or settings is at work there.
     """
     share = find_share(cfg.shard, os.environ)
-    storage, begun = check_place(cfg)
+    storage, _ = check_place(cfg)
     _check_alone(cfg, share)
-    with _ingested(cfg) as listed, staging_folder(storage) as staging:
-        limits = ClipLimits(cfg.area, cfg.max_frames, cfg.patch)
-        source = ClipSource(listed.root, limits, *autoencoder_ratios(cfg.autoencoder))
+    with (
+        owning(storage, _claim(cfg)) as owner,
+        _ingested(cfg) as listed,
+        staging_folder(storage) as staging,
+        clip_place(listed.place, cfg.store) as root,
+    ):
+        _, begun = check_place(cfg)  # by one that was at work here until now
+        resampling = None if cfg.fps is None else Resampling(cfg.fps, cfg.max_doubled)
+        limits = ClipLimits(cfg.area, cfg.max_frames, cfg.patch, resampling)
+        source = ClipSource(root, limits, *autoencoder_ratios(cfg.autoencoder))
         _check_any_fits(cfg, listed, source)
         place = open_place(storage, staging) if begun else _begin(cfg, storage, _fitting(listed, source), staging)
         move_weights(place.encoders, cfg.autoencoder, cfg.text_encoder)
-        return _encode(cfg, place, _Work(listed, source, share), staging)
+        return _encode(cfg, place, _Work(listed, source, share, owner), staging)
+
+
+def _claim(cfg: EncodeRun) -> Claim:
+    """Those that encode the same clips with the same settings share the place; one that clears it shares with none.
+
+    Raw clips are known by where they are, an ingested folder by its list.
+    """
+    elsewhere = "out= another place"
+    if cfg.overwrite:
+        return Claim("encode", elsewhere)
+    src = Path(cfg.src).expanduser()
+    listed = open_clip_file(src).digest() if (src / CLIPS_NAME).is_file() else os.path.realpath(src)
+    return Claim("encode", elsewhere, json.dumps([listed, planned_settings(cfg)], sort_keys=True))
 
 
 def _encode(cfg: EncodeRun, place: Place, work: _Work, staging: Path) -> EncodeReport:
@@ -137,6 +166,7 @@ def _encode(cfg: EncodeRun, place: Place, work: _Work, staging: Path) -> EncodeR
             _log.info("encode: %d units are still to be encoded by others; the last one publishes", len(waiting))
             return _report(cfg, before, num_units, len(waiting))
         gathered = gather_units(place, before, open_units, staging)
+        work.owner.check()
         if not gathered.redo:
             _publish(cfg, place, before, gathered, planned.plans)
             return _report(cfg, before, num_units, 0)
@@ -195,11 +225,11 @@ def _ingested(cfg: EncodeRun) -> Iterator[ClipFile]:
         yield open_clip_file(src)
     elif is_object_store(cfg.out):
         with tempfile.TemporaryDirectory() as folder:
-            ingest(IngestRun(src=cfg.src, out=folder))
+            ingest(IngestRun(src=cfg.src, out=folder, store=cfg.store))
             yield open_clip_file(Path(folder))
     else:
         folder = str(Path(cfg.out.removeprefix("file://")).expanduser() / _INGEST_FOLDER)
-        ingest(IngestRun(src=cfg.src, out=folder))
+        ingest(IngestRun(src=cfg.src, out=folder, store=cfg.store))
         yield open_clip_file(Path(folder))
 
 
@@ -216,9 +246,11 @@ def _report(cfg: EncodeRun, before: Version | None, num_units: int, num_waiting:
     info = dataset.info if dataset else None
     patch_t, patch_h, patch_w = cfg.patch
     tokens: Counter[int] = Counter()
+    rates: Counter[float] = Counter()
     num_images = longest_text = 0
     for part in dataset.manifest.parts() if dataset else ():
         tokens.update((part.latent.prod(axis=1) // (patch_t * patch_h * patch_w)).tolist())
+        rates.update(count_rates(part.latent, part.fps))
         num_images += int((part.latent[:, 0] == 1).sum())
         longest_text = max(longest_text, int(part.text.max(initial=0)))
     num_samples = info.num_samples if info else 0
@@ -231,6 +263,8 @@ def _report(cfg: EncodeRun, before: Version | None, num_units: int, num_waiting:
         num_bytes=info.num_bytes if info else 0,
         num_tokens=sum(size * count for size, count in tokens.items()),
         tokens=tuple(TokenCount(size, count) for size, count in sorted(tokens.items())),
+        rates=Rates.of(rates),
+        frames=info.frames if info else NOT_COUNTED,
         longest_text=longest_text,
         captions_cut=info.captions_cut if info else 0,
         psnr_db=info.psnr_db if info else None,
@@ -243,4 +277,8 @@ def _report(cfg: EncodeRun, before: Version | None, num_units: int, num_waiting:
         "encode: version %d: %d samples, %d of them new, %d dropped, %d tokens, %d bytes at %s", report.version,
         report.num_samples, report.new_samples, len(report.dropped), report.num_tokens, report.num_bytes, cfg.out,
     )  # fmt: skip
+    if report.rates is not None:
+        _log.info("encode: frames a second: %s", report.rates.words)
+    if report.frames.total:
+        _log.info("encode: of %d clips %s", report.num_samples, report.frames.words)
     return report

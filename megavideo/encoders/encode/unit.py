@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from megavideo.border.fields import Count, Finite, Size
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.data.clips.captions import WeightedCaption
+from megavideo.data.clips.resample import FrameUse
 from megavideo.data.dataset.dataset import DroppedClip, manifest_row
+from megavideo.data.dataset.index import ShardEntry
+from megavideo.data.dataset.rates import SOURCE_FRAMES
 from megavideo.data.storage.protocol import Storage
-from megavideo.encoders.encode.clips import ClipSource, PlannedClip, read_ahead
+from megavideo.encoders.encode.clips import ClipSource, PlannedClip, ReadVideo, read_ahead
 from megavideo.encoders.encode.dataset_writer import ShardWriter, writing_shards
 from megavideo.encoders.encode.half import to_half
 from megavideo.encoders.encode.plan import PageReader
@@ -45,11 +51,12 @@ class UnitRecord:
     """
 
     key: str
-    shards: list[dict[str, Any]]
+    shards: list[ShardEntry]
     rows: list[dict[str, Any]]
     dropped: tuple[DroppedClip, ...]
-    captions_cut: int
-    squared_errors: list[float]
+    captions_cut: Count
+    squared_errors: list[Finite]
+    format: int = _FORMAT
 
 
 @dataclass
@@ -90,11 +97,11 @@ class UnitEncoder:
         clips = self._clips(job, tally)
         prefix = SHARDS_PREFIX + job.unit.name
         with writing_shards(self._storage, prefix, self._staging, self._shard_bytes) as writer:
-            for clip, video in read_ahead(clips):
-                if isinstance(video, DataError):
-                    tally.drop(clip, video)
+            for clip, read in read_ahead(clips):
+                if isinstance(read, DataError):
+                    tally.drop(clip, read)
                 else:
-                    self._add(writer, clip, video, job.unit, tally)
+                    self._add(writer, clip, read, job.unit, tally)
             shards = writer.finish()
         record = UnitRecord(
             self._key, shards, tally.rows, tuple(tally.dropped), tally.captions_cut, tally.squared_errors
@@ -113,15 +120,15 @@ class UnitEncoder:
         tally.dropped += unfit
         return clips
 
-    def _add(self, writer: ShardWriter, clip: PlannedClip, video: torch.Tensor, unit: WorkUnit, tally: _Tally) -> None:
+    def _add(self, writer: ShardWriter, clip: PlannedClip, read: ReadVideo, unit: WorkUnit, tally: _Tally) -> None:
         autoencoder, text_encoder = self._encoders.autoencoder, self._encoders.text_encoder
         captions = clip.row.captions or (WeightedCaption(clip.row.caption),)
         try:
-            latent = to_half(autoencoder.encode(video))
+            latent = to_half(autoencoder.encode(read.video))
         except torch.OutOfMemoryError as error:
             frames, height, width = clip.pixels
             raise DataError(
-                f"{clip.path}: {frames} frames of {height}x{width} do not fit into the GPU's memory. Remedy: begin "
+                f"{clip.address}: {frames} frames of {height}x{width} do not fit into the GPU's memory. Remedy: begin "
                 "anew (another out=, or overwrite=true) with autoencoder.tile=256 or less, a smaller area or max_frames"
             ) from error
         texts = [to_half(text) for text in text_encoder.encode([caption.text for caption in captions])]
@@ -131,20 +138,21 @@ class UnitEncoder:
         # The first list's first clips are as good as any, since the order is that of a hash.
         if unit.position == 0 and writer.num_samples < _MEASURED_CLIPS:
             restored = autoencoder.decode(torch.from_numpy(latent).float())
-            tally.squared_errors.append(float((restored - video).square().mean()))
+            tally.squared_errors.append(float((restored - read.video).square().mean()))
         lengths = [len(text) for text in texts]
         sample = SampleInfo(
             sample_id=clip.row.clip_id,
             index=-1,  # the manifest of the dataset gives it
             latent=Grid(*latent.shape[1:]),
             text_tokens=max(lengths),
-            fps=clip.row.fps,
+            fps=clip.fps,
             caption=clip.row.caption,
             source=clip.row.file,
         )
         writer.add(sample, latent, texts, [caption.weight for caption in captions])
         pairs = list(zip(captions, lengths, strict=True))
-        tally.rows.append(manifest_row(sample, clip.pixels, pairs, scores=clip.row.scores, unit=unit.name))
+        more = {"scores": clip.row.scores, "unit": unit.name, SOURCE_FRAMES: asdict(read.use)}
+        tally.rows.append(manifest_row(sample, clip.pixels, pairs, **more))
         most = text_encoder.max_tokens
         tally.captions_cut += sum(text_encoder.count_tokens(caption.text) > most for caption in captions)
 
@@ -152,15 +160,28 @@ class UnitEncoder:
 def read_record(storage: Storage, unit: WorkUnit, key: str) -> UnitRecord | None:
     """What became of a unit that is done; None where its file is damaged or of an encoding with other encoders."""
     try:
-        value = json.loads(storage.read_bytes(unit.file))
-        if value.pop("format") != _FORMAT or value["key"] != key:
-            return None
-        record = UnitRecord(**{**value, "dropped": tuple(DroppedClip(**clip) for clip in value["dropped"])})
-        num_samples = sum(int(shard["samples"]) for shard in record.shards)
-    except (ValueError, KeyError, TypeError):
+        content = storage.read_bytes(unit.file)
+        record = parse_json(content, UnitRecord)
+        parse_json(content, _Rows)
+    except Refused:
         return None
-    return record if num_samples == len(record.rows) else None
+    is_ours = record.format == _FORMAT and record.key == key
+    return record if is_ours and sum(shard.samples for shard in record.shards) == len(record.rows) else None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is used of a row before it is a line of the manifest, which is held to more."""
+
+    sample_id: str
+    latent: tuple[Size, Size, Size]
+    source_frames: FrameUse | None = None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    rows: list[_Row]
 
 
 def _record_bytes(record: UnitRecord) -> bytes:
-    return json.dumps({"format": _FORMAT, **asdict(record)}, ensure_ascii=False).encode("utf-8")
+    return json.dumps(asdict(record), ensure_ascii=False).encode("utf-8")

@@ -12,12 +12,17 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Interval
 
+from megavideo.border.fields import Size
+from megavideo.border.json_text import read_json
 from megavideo.errors import ConfigError, DataError
 from megavideo.observe.whole_file import write_file
 
@@ -30,14 +35,21 @@ _CACHED_WORDS = 65536
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+|[^\w\s]")
 _END_OF_TEXT = "<end of text>"
+_DIMS = (8, 65536)  # words cannot be told apart below; no model takes wider text
+
+
+@dataclass(frozen=True)
+class _Config:
+    dim: Annotated[int, Interval(ge=_DIMS[0], le=_DIMS[1])]
+    max_tokens: Size
 
 
 class BytesTextEncoder:
     """Fixed text encoder; see the module. The last vector of a caption is the end-of-text vector."""
 
     def __init__(self, dim: int, max_tokens: int) -> None:
-        if dim < 8:
-            raise ConfigError("text_encoder.dim", dim, "words cannot be told apart below 8", "give 128, for example")
+        if not _DIMS[0] <= dim <= _DIMS[1]:
+            raise ConfigError("text_encoder.dim", dim, f"must lie in {_DIMS[0]}..{_DIMS[1]}", "give 128, for example")
         self.dim = dim
         self.max_tokens = max_tokens
         self._word_vector = lru_cache(maxsize=_CACHED_WORDS)(self._new_word_vector)
@@ -58,9 +70,9 @@ class BytesTextEncoder:
     def load(cls, folder: Path) -> BytesTextEncoder:
         """Read what `save` wrote; DataError where it is missing or damaged."""
         try:
-            config = json.loads((folder / _CONFIG_NAME).read_bytes())
-            return cls(int(config["dim"]), int(config["max_tokens"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            config = read_json(folder / _CONFIG_NAME, _Config)
+            return cls(config.dim, config.max_tokens)
+        except (OSError, ValueError) as error:
             raise DataError(f"{folder / _CONFIG_NAME}: damaged ({error}). Remedy: encode the dataset again") from error
 
     def _encode_one(self, caption: str) -> torch.Tensor:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megavideo.border.fields import Finite, Positive, Size
+from megavideo.border.json_text import read_json
+from megavideo.border.names import shown
+from megavideo.border.refused import Refused
 from megavideo.encoders.families import LatentStatistics, decode_raw, family_of, given_statistics, load_weights
 from megavideo.encoders.pretrained import (
     PretrainedFolder,
+    Stored,
     compute_device,
     move_pretrained,
     open_pretrained,
@@ -31,6 +37,18 @@ _SMALLEST_STD = 1e-4
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Of a film in memory so many groups of frames are worked on at a time.
 _WINDOW_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class _Stored(Stored):
+    precision: str
+    latents_mean: tuple[Finite, ...]
+    latents_std: tuple[Positive, ...]
+    tile: Size | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in _DTYPES or len(self.latents_mean) != len(self.latents_std):
+            raise Refused(f"precision {shown(self.precision)}, {len(self.latents_mean)} means of latents")
 
 
 class LoadedAutoencoder:
@@ -137,15 +155,8 @@ class LoadedAutoencoder:
     @classmethod
     def load(cls, folder: Path, kind: str) -> LoadedAutoencoder:
         """Read what `save` wrote; DataError where it is damaged, or where the weights have gone or changed."""
-        path = folder / f"{kind}.json"
-        try:
-            stored = json.loads(path.read_bytes())
-            statistics = LatentStatistics(torch.tensor(stored["latents_mean"]), torch.tensor(stored["latents_std"]))
-            precision, tile = stored["precision"], stored.get("tile")
-            stored["path"], stored["fingerprint"], _DTYPES[precision]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: damaged ({error}). Remedy: encode the dataset again") from error
-        return cls(kind, reopen_pretrained(path, stored, _PIPELINE_PART), precision, tile, statistics)
+        kept = kept_autoencoder(folder, kind)
+        return cls(kind, kept.folder, kept.precision, kept.tile, kept.statistics)
 
     def measure(self, fit_videos: FitVideos) -> None:
         """Measure mean and deviation of each channel on up to 64 clips, and standardise by them from now on."""
@@ -178,6 +189,27 @@ class LoadedAutoencoder:
             rule = "of the classes of diffusers only AutoencoderKLWan goes on from a cache of features"
             raise ConfigError("autoencoder", self.kind, rule, "encode clips as a whole, or take autoencoder=wan")
         return self._tiles
+
+
+@dataclass(frozen=True)
+class KeptAutoencoder:
+    """What `LoadedAutoencoder.save` wrote: the folder of the weights, and with what these are used."""
+
+    folder: PretrainedFolder
+    precision: str
+    tile: int | None
+    statistics: LatentStatistics
+
+
+def kept_autoencoder(folder: Path, kind: str) -> KeptAutoencoder:
+    """Read what `LoadedAutoencoder.save` wrote to `folder`, but not the weights; raises as its `load` does."""
+    path = folder / f"{kind}.json"
+    try:
+        stored = read_json(path, _Stored)
+    except (OSError, Refused) as error:
+        raise DataError(f"{path}: damaged ({error}). Remedy: encode the dataset again") from error
+    statistics = LatentStatistics(torch.tensor(stored.latents_mean), torch.tensor(stored.latents_std))
+    return KeptAutoencoder(reopen_pretrained(path, stored, _PIPELINE_PART), stored.precision, stored.tile, statistics)
 
 
 def open_loaded(path: str | None) -> PretrainedFolder:

@@ -19,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from megavideo.border.fields import Size
+from megavideo.border.json_text import read_json
+from megavideo.border.tensor_file import read_tensors
 from megavideo.encoders.video.autoencoder import FitVideos, check_video
 from megavideo.errors import ConfigError, DataError
 from megavideo.observe.whole_file import replacing, write_file
@@ -64,6 +66,11 @@ class _Moments:
 
     mean: np.ndarray
     covariance: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Config:
+    channels: Size
 
 
 class PcaAutoencoder:
@@ -110,16 +117,16 @@ class PcaAutoencoder:
     def load(cls, folder: Path) -> PcaAutoencoder:
         """Read what `save` wrote; DataError where it is missing or damaged."""
         try:
-            config = json.loads((folder / _CONFIG_NAME).read_bytes())
-            tensors = load_file(folder / _TENSORS_NAME)
+            channels = read_json(folder / _CONFIG_NAME, _Config).channels
+            tensors = read_tensors(folder / _TENSORS_NAME)
             first, group = (
                 BlockBasis(*(tensors[f"{name}.{part}"] for part in ("mean", "basis", "spread")))
                 for name in ("first", "group")
             )
             sizes = [(64 * 3, first), (64 * 3 * TIME_RATIO, group)]
-            if any(tuple(basis.basis.shape) != (size, config["channels"]) for size, basis in sizes):
+            if any(tuple(basis.basis.shape) != (size, channels) for size, basis in sizes):
                 raise ValueError("shapes do not agree")
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder / _CONFIG_NAME}: damaged ({error}). Remedy: encode the dataset again") from error
         return cls(first, group)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megavideo.border.files import read_file
+from megavideo.border.json_text import parse_json
+from megavideo.border.refused import Refused
 from megavideo.observe.report.numbers import Change, changed_settings
 from megavideo.observe.report.series import Series, read_series
 from megavideo.observe.rows import Row
@@ -66,14 +68,14 @@ def changes_since(record: RunRecord) -> dict[str, tuple[Change, ...]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_file(path).decode("utf-8", errors="replace")
+    except (OSError, Refused):
         return ""
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(_text(path) or "{}")
+        content = parse_json(_text(path) or "{}")
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from megavideo.border.json_text import read_json
+from megavideo.border.media import opened_video
+from megavideo.border.refused import Refused
 from megavideo.observe.page import data_uri
 from megavideo.observe.pictures import evenly_spaced, frame_strip
 
+_MP4 = {"format_whitelist": "mov", "protocol_whitelist": "file"}
 _STILL_WIDTH = 224
 _STRIP_WIDTH = 1100
 _STRIP_FRAMES = 8
@@ -61,7 +64,7 @@ def prompt_rows(folder: Path, most_steps: int, most_prompts: int, clip_bytes: fl
 def read_prompts(place: Path) -> list[str]:
     """The prompts of a folder of samples, by prompts.json; where that is damaged the names of the clips."""
     try:
-        content: Any = json.loads((place / "prompts.json").read_text(encoding="utf-8"))
+        content: Any = read_json(place / "prompts.json")
     except (OSError, ValueError):
         content = None
     if isinstance(content, dict):
@@ -76,10 +79,8 @@ def read_frames(path: Path) -> np.ndarray | None:
 
     They are made no wider than the page shows them, because a minute in full size is gigabytes.
     """
-    import av
-
     try:
-        with av.open(str(path)) as container:
+        with opened_video(path, _MP4) as container:
             frames = []
             for frame in container.decode(video=0):
                 width = min(frame.width, _STILL_WIDTH)
@@ -87,7 +88,7 @@ def read_frames(path: Path) -> np.ndarray | None:
                 frames.append(frame.to_ndarray(format="rgb24", width=width, height=height))
                 if len(frames) == _MOST_FRAMES:
                     break
-    except (av.FFmpegError, OSError, IndexError):  # an IndexError tells of a file without video
+    except (Refused, OSError, IndexError):  # an IndexError tells of a file without video
         return None
     return np.stack(frames) if frames else None
 

@@ -7,7 +7,7 @@ the update on every rank alike.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,13 +17,18 @@ from torch import nn
 
 from megavideo.config.layout import Layout
 from megavideo.config.schema.precision import LayersConfig
-from megavideo.parallel.engines.deepspeed import initialize, take_apart
+from megavideo.model.pack_index import PackBounds
+from megavideo.parallel.engines.deepspeed import NO_TIMERS, initialize, take_apart
 from megavideo.parallel.engines.norm import ClippedStep
 from megavideo.parallel.engines.step_loss import FurtherTerms, StepLoss, TokenLoss
 from megavideo.parallel.layers.sharding import Shard, shard_of
 from megavideo.parallel.processes.groups import Groups
 from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.types import PackedBatch
+
+# gradients reduced together, in elements, for which there is a buffer at the peak of memory: in float32 0.8 GB, where
+# DeepSpeed's default takes 2; a parameter that is larger, of the presets one of dit_30b, is reduced alone
+REDUCE_BUCKET_ELEMENTS = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,10 @@ class BaseOptimizer(Protocol):
         """Make the states of the given parameters, at zero steps."""
         ...
 
+    def attach(self, engine: Engine) -> None:
+        """Learn from the engine where parts of parameters lie; once, before states are made. A collective call."""
+        ...
+
     def register_step_pre_hook(self, hook: Any) -> Any:
         """Call `hook(optimizer, args, kwargs)` before each update."""
         ...
@@ -79,7 +88,7 @@ class EnginePlan:
     """What an engine must know besides the model: layout, place, precision, and how a step is made.
 
     A step accumulates `micro_steps` packs and clips at `clip` (None: not at all). `terms` are those of the loss beside
-    `token_loss`.
+    `token_loss`. `head_dim` is the width of an attention head, on which the choice of its kernel depends.
     """
 
     layout: Layout
@@ -89,13 +98,18 @@ class EnginePlan:
     micro_steps: int
     clip: float | None
     token_loss: TokenLoss
+    head_dim: int
     layers: LayersConfig = field(default_factory=LayersConfig)
     terms: FurtherTerms | None = None
 
     def deepspeed_settings(self) -> dict[str, Any]:
         """DeepSpeed's configuration."""
         # each piece of a gradient goes to its owner alone: half the bytes of the engine's own all-reduce
-        zero: dict[str, Any] = {"stage": self.layout.zero, "use_multi_rank_bucket_allreduce": False}
+        zero: dict[str, Any] = {
+            "stage": self.layout.zero,
+            "use_multi_rank_bucket_allreduce": False,
+            "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
+        }
         if self.layout.offload:
             zero["offload_optimizer"] = {"device": "cpu"}
         return {
@@ -110,7 +124,12 @@ class EnginePlan:
             "data_types": {"grad_accum_dtype": "fp32"},
             "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
             "steps_per_print": 10**9,
+            "timers": NO_TIMERS,
         }
+
+    def model_parallel_unit(self) -> _ModelParallel | None:
+        """The groups as DeepSpeed asks for them; None where its data axis is all processes."""
+        return _ModelParallel(self.groups) if self.mesh.tp > 1 else None
 
 
 class Engine(ABC):
@@ -125,21 +144,28 @@ class Engine(ABC):
         self._clipped: ClippedStep | None = None
 
     def update(
-        self, batches: Sequence[MicroBatch], scale: float, learning_rate: float, limit: float | None = None
+        self,
+        batches: Iterable[MicroBatch],
+        bounds: Sequence[PackBounds],
+        scale: float,
+        learning_rate: float,
+        limit: float | None = None,
     ) -> StepOutcome:
         """Train on the micro-batches of one step; each token's error is multiplied by `scale` before its backward.
 
-        Where the sum of all tokens' errors over all processes exceeds `limit`, nothing is updated on any rank.
+        They are taken from `batches` one by one, each after the passes of those before it have been queued, and by
+        ranks that need them alone, while `bounds` of all their packs are wanted by all. Where the sum of all tokens'
+        errors over all processes exceeds `limit`, nothing is updated on any rank.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         plan = self.plan
         loss = StepLoss(plan.token_loss, plan.terms, plan.groups, plan.micro_steps, scale, limit)
-        self._train_on(batches, loss)
+        self._train_on(batches, bounds, loss)
         return self._outcome(loss)
 
     @abstractmethod
-    def _train_on(self, batches: Sequence[MicroBatch], loss: StepLoss) -> None:
+    def _train_on(self, batches: Iterable[MicroBatch], bounds: Sequence[PackBounds], loss: StepLoss) -> None:
         """Forward and backward passes of the micro-batches, whose losses `loss` forms, and the update."""
 
     @abstractmethod
@@ -156,6 +182,10 @@ class Engine(ABC):
         mesh = self.plan.mesh
         for name, parameter in self.named_parameters():
             yield name, parameter, shard_of(parameter, mesh.tp_rank, mesh.tp)
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter, Shard]]:
+        """Those of `local_parameters` that are not frozen: they have states, and are in checkpoints."""
+        return (row for row in self.local_parameters() if row[1].requires_grad)
 
     def create_state(self) -> None:
         """Make all states of the optimizer, at zero steps, so that a checkpoint can be read into them."""
@@ -205,7 +235,8 @@ class Engine(ABC):
         if self._clipped is not None:
             norm, applied = self._clipped.norm, self._clipped.applied
         else:
-            norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+            found = self.deepspeed.get_global_grad_norm()
+            norm = 0.0 if found is None else float(found)  # a truth value would be one more read of the device
             applied = not self.deepspeed.optimizer.overflow
         return StepOutcome(norm, applied, tuple(loss.errors), tuple(loss.terms), loss.spike)
 
@@ -221,7 +252,7 @@ class DataEngine(Engine):
             model=model,
             optimizer=self.base_optimizer,
             config=plan.deepspeed_settings(),
-            mpu=_ModelParallel(plan.groups) if plan.mesh.tp > 1 else None,
+            mpu=plan.model_parallel_unit(),
         )
         self.module: nn.Module = self._engine.module
 
@@ -234,7 +265,7 @@ class DataEngine(Engine):
         """A DeepSpeedEngine."""
         return self._engine
 
-    def _train_on(self, batches: Sequence[MicroBatch], loss: StepLoss) -> None:
+    def _train_on(self, batches: Iterable[MicroBatch], bounds: Sequence[PackBounds], loss: StepLoss) -> None:
         """Each micro-batch in turn."""
         for batch in batches:
             self._engine.backward(loss.add(self._engine(batch.pack), batch.target, batch.weight, batch.labels))

@@ -63,7 +63,7 @@ def held_places(engine: Engine) -> Iterator[Place]:
     """Places of the fragments whose states live on this rank."""
     flats = [parameter for group in engine.base_optimizer.param_groups for parameter in group["params"]]
     data_rank = engine.plan.groups.data.rank()
-    for name, parameter, shard in engine.local_parameters():
+    for name, parameter, shard in engine.trained_parameters():
         if engine.zero == 3:
             yield from _zero3_place(name, parameter, shard, engine.deepspeed.optimizer, data_rank)
         elif engine.zero == 0:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from torch import nn
 
+from megavideo.config.layout import Layout
 from megavideo.model.dit import DiT, Hidden
-from megavideo.model.pack_index import PackFacts
+from megavideo.model.pack_index import PackBounds, PackFacts
 from megavideo.parallel.engines.deepspeed import initialize, load_deepspeed, load_pipeline
 from megavideo.parallel.engines.engine import BaseOptimizer, Engine, EnginePlan, MicroBatch
 from megavideo.parallel.engines.step_loss import StepLoss
 from megavideo.types import PackedBatch
 
+# the last is there only for models that take it
 _BATCH_FIELDS = (
-    "tokens", "cu_seqlens", "grid", "text", "cu_seqlens_text", "fps", "timestep", "condition_mask",
+    "tokens", "cu_seqlens", "grid", "text", "cu_seqlens_text", "fps", "timestep", "condition_mask", "given",
 )  # fmt: skip
 # what DeepSpeed puts before a parameter's name, besides the stage's number
 _WRAPPED = "dit."
@@ -36,18 +39,29 @@ def stage_parts(num_blocks: int, stages: int) -> list[range]:
     return [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
+def layout_parts(num_blocks: int, layout: Layout) -> list[range]:
+    """The blocks of each stage; a DualPipeV rank holds two, one on the way down and one on the way up."""
+    return stage_parts(num_blocks, layout.pp * (2 if layout.pp_schedule == "dualpipev" else 1))
+
+
 class PipeStage(nn.Module):
-    """A stage of the model in the form in which DeepSpeed hands things on: a tuple of tensors."""
+    """A stage of the model in the form in which DeepSpeed hands things on: a tuple of tensors.
+
+    `coming` holds the bounds of the packs that it has yet to see, in their order: every rank knows them on the host,
+    where DeepSpeed hands on only what is on the device.
+    """
 
     def __init__(self, build: Callable[[range], DiT], part: range) -> None:
         super().__init__()
         self.dit = build(part)
+        self.coming: deque[PackBounds] = deque()
 
     def forward(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | torch.Tensor:
         """The batch's tensors at the first stage, else a `Hidden` as a tuple; the last stage gives the prediction."""
-        given = _to_batch(inputs) if self.dit.embed is not None else _to_hidden(inputs, self.dit)
+        bounds = self.coming.popleft()
+        given = _to_batch(inputs, bounds) if self.dit.embed is not None else _to_hidden(inputs, self.dit, bounds)
         out = self.dit.stage(given)
-        return out if isinstance(out, torch.Tensor) else _from_hidden(out)
+        return out if isinstance(out, torch.Tensor) else tuple(_with_gradient(part) for part in _from_hidden(out))
 
 
 class PipeEngine(Engine):
@@ -85,20 +99,19 @@ class PipeEngine(Engine):
         """A PipelineEngine."""
         return self._engine
 
-    def _train_on(self, batches: Sequence[MicroBatch], loss: StepLoss) -> None:
+    def _train_on(self, batches: Iterable[MicroBatch], bounds: Sequence[PackBounds], loss: StepLoss) -> None:
         """All micro-batches through the schedule."""
         self._loss = loss
+        for stage in (module for module in self.module.modules() if isinstance(module, PipeStage)):
+            stage.coming = deque(bounds)
         self._engine.train_batch(data_iter=(_from_batch(batch) for batch in batches))
 
     def _module(self, build: Callable[[range], DiT], num_blocks: int) -> nn.Module:
         pipeline, layout, mesh = load_pipeline(), self.plan.layout, self.plan.mesh
-        # each DualPipeV rank holds two stages, one on the way down and one on the way up
-        kind, per_rank = (pipeline.dualpipev, 2) if layout.pp_schedule == "dualpipev" else (pipeline.one_f_one_b, 1)
+        kind = pipeline.dualpipev if layout.pp_schedule == "dualpipev" else pipeline.one_f_one_b
         with redirect_stdout(io.StringIO()):  # it prints its topology
             stages: nn.Module = kind(
-                layers=[
-                    pipeline.layer_spec(PipeStage, build, part) for part in stage_parts(num_blocks, per_rank * mesh.pp)
-                ],
+                layers=[pipeline.layer_spec(PipeStage, build, part) for part in layout_parts(num_blocks, layout)],
                 topology=pipeline.topology(num_pp=mesh.pp, num_mp=mesh.tp, num_dp=mesh.dp * mesh.cp),
                 loss_fn=self._add_to_loss,
                 partition_method="uniform",
@@ -115,11 +128,13 @@ class PipeEngine(Engine):
 
 def _from_batch(batch: MicroBatch) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """What the first stage takes in, and what the last one forms the loss with."""
-    return tuple(getattr(batch.pack, name) for name in _BATCH_FIELDS), (batch.target, batch.weight, *batch.labels)
+    inputs = tuple(value for name in _BATCH_FIELDS if (value := getattr(batch.pack, name)) is not None)
+    return inputs, (batch.target, batch.weight, *batch.labels)
 
 
-def _to_batch(inputs: tuple[torch.Tensor, ...]) -> PackedBatch:
-    return PackedBatch(**dict(zip(_BATCH_FIELDS, inputs, strict=True)), sample_ids=(), visits=())  # type: ignore[arg-type]
+def _to_batch(inputs: tuple[torch.Tensor, ...], bounds: PackBounds) -> PackedBatch:
+    tensors: dict[str, Any] = dict(zip(_BATCH_FIELDS, inputs, strict=False))
+    return PackedBatch(**tensors, sample_ids=(), visits=(), bounds=bounds.video, text_bounds=bounds.text)
 
 
 def _from_hidden(hidden: Hidden) -> tuple[torch.Tensor, ...]:
@@ -128,8 +143,15 @@ def _from_hidden(hidden: Hidden) -> tuple[torch.Tensor, ...]:
     return hidden.x, *tables, hidden.text, facts.cu_seqlens, facts.cu_seqlens_text, facts.grid, facts.given
 
 
-def _to_hidden(inputs: tuple[torch.Tensor, ...], dit: DiT) -> Hidden:
+def _with_gradient(part: torch.Tensor) -> torch.Tensor:
+    """DeepSpeed sends a gradient back for each tensor of real numbers, also where nothing before it is trained."""
+    is_frozen = part.is_floating_point() and not part.requires_grad and torch.is_grad_enabled()
+    return part.detach().requires_grad_() if is_frozen else part
+
+
+def _to_hidden(inputs: tuple[torch.Tensor, ...], dit: DiT, bounds: PackBounds) -> Hidden:
     x, time, *rest = inputs
     modulation = rest.pop(0) if dit.config.modulation == "adaln" else None
-    text, *facts = rest
-    return Hidden(x, time, modulation, text, PackFacts(*facts))
+    text, cu_seqlens, cu_seqlens_text, grid, given = rest
+    facts = PackFacts(cu_seqlens, cu_seqlens_text, grid, given, bounds)
+    return Hidden(x, time, modulation, text, facts)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megavideo.parallel.engines.deepspeed import initialize
+from megavideo.parallel.engines.deepspeed import NO_TIMERS, initialize
 from megavideo.parallel.engines.engine import BaseOptimizer
 
 
@@ -86,4 +86,5 @@ _SETTINGS = {
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
     "steps_per_print": 10**9,
+    "timers": NO_TIMERS,
 }

@@ -124,6 +124,7 @@ def _receive(engine: Engine, pack: PackedBatch, dit: DiT, pp_rank: int) -> Hidde
     """What the stage before hands on. Its shapes, and the pack's facts, follow from the pack."""
     rows, width = 2 * pack.grid.shape[0], dit.config.width
     own = engine.plan.mesh.own_tokens(pack.tokens.shape[0])
+    text = engine.plan.mesh.own_text(pack.text.shape[0])
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=pack.tokens.dtype, device=pack.tokens.device)
@@ -132,7 +133,7 @@ def _receive(engine: Engine, pack: PackedBatch, dit: DiT, pp_rank: int) -> Hidde
         x=empty(own.stop - own.start, width),
         time=empty(rows, width),
         modulation=empty(rows, 6, width) if dit.config.modulation == "adaln" else None,
-        text=empty(pack.text.shape[0], width),
+        text=empty(text.stop - text.start, width),
         facts=PackFacts.of(pack),
     )
     peer = _peer(engine, pp_rank)

@@ -66,10 +66,9 @@ def scaled_product(
 ) -> torch.Tensor:
     """[M, K] x [N, K] -> left @ right.T [M, N] of two quantized matrices, in `dtype`; K and N divide by 16.
 
-    `fast` lets a GPU keep its partial sums in fewer bits, as TE does in the forward pass.
+    `fast` lets a GPU keep its partial sums in fewer bits, as TE does in the forward pass; a CPU takes no notice.
     """
     (a, a_factor), (b, b_factor) = left, right
-    fast = fast and a.device.type == "cuda"
     return torch._scaled_mm(
         a.contiguous(), b.contiguous().t(), scale_a=a_factor, scale_b=b_factor, out_dtype=dtype, use_fast_accum=fast
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from functools import cache
 from typing import Any
@@ -18,13 +17,13 @@ def load_megatron() -> Any:
     It is imported late, since that takes seconds. Its layers are given their groups as values; of its global state
     they use one communication buffer, made here. This is the one place that touches `parallel_state`.
     """
-    # its layers overlap communication with computation by the order of kernel launches
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     with warnings.catch_warnings():
         # it warns at import of every optional package that is missing
         warnings.simplefilter("ignore")
         from megatron.core import parallel_state, tensor_parallel
 
+    # of CUDA_DEVICE_MAX_CONNECTIONS it would tell each process; that is settled before CUDA starts, by the chip
+    tensor_parallel.layers.linear_with_grad_accumulation_and_async_allreduce.warned = True
     if not torch.cuda.is_available():
         # the one CUDA call on the path of its linear layers: where a buffer shall be
         torch.cuda.current_device = _cpu_device  # type: ignore[assignment]

@@ -3,7 +3,8 @@
 Two runs of a pack can have one segment in common at most, the one that crosses every border between them. So at step s
 a rank sends rank + s the keys and values of that segment's tokens, and nothing where there is none. Partial results
 are merged by their log-sum-exp (Liu et al. 2023, Ring Attention; Milakov and Gimelshein 2018 for the merge). The
-backward pass sends keys and values again, and their gradients back to the owner.
+backward pass sends keys and values again, and their gradients back to the owner. Exchanges are posted a step ahead of
+the attention that needs them, and gradients return during that of the next step.
 
 Shape legend: n tokens of a rank's run, A heads, h head width, R ranks of the ring.
 """
@@ -18,47 +19,62 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megavideo.model.attention import Segments, attend_varlen, attend_varlen_backward
+from megavideo.model.attention.operator import Attention
+from megavideo.model.attention.segments import Segments
+
+
+@dataclass(frozen=True)
+class Block:
+    """Keys and values of another rank, all of one segment: own tokens `rows` attend to each of its `num_keys` tokens.
+
+    `queries` and `keys` delimit that one segment on both sides.
+    """
+
+    rows: slice
+    num_keys: int
+    queries: Segments
+    keys: Segments
+
+    @classmethod
+    def of(cls, rows: slice, theirs: slice, device: torch.device) -> Block:
+        """The block in which own tokens `rows` meet another rank's tokens `theirs`."""
+        num_keys = theirs.stop - theirs.start
+        return cls(rows, num_keys, _one_segment(rows.stop - rows.start, device), _one_segment(num_keys, device))
 
 
 @dataclass(frozen=True)
 class RingPlan:
     """Who sends what to whom in the attention of one pack, as seen by one rank.
 
-    `queries[s]` is the run of own tokens that attends to the block which arrives from rank - s, `sent[s]` the run of
-    own keys that rank + s needs, `received[s]` the length of the block which arrives; None where nothing is shared.
-    `own` delimits the segments inside the rank's run.
+    `blocks[s]` is the block that arrives from rank - s and `sent[s]` the run of own keys that rank + s needs; None
+    where nothing is shared. `own` delimits the segments inside the rank's run.
     """
 
     group: dist.ProcessGroup
     rank: int
     own: Segments
-    queries: tuple[slice | None, ...]
+    blocks: tuple[Block | None, ...]
     sent: tuple[slice | None, ...]
-    received: tuple[int, ...]
 
     @classmethod
     def of(cls, segments: Segments, run_tokens: int, group: dist.ProcessGroup) -> RingPlan:
         """The plan of this rank for the segments of a whole pack, cut into runs of `run_tokens`."""
         rank, size = group.rank(), group.size()
-        bounds = segments.host_bounds()
-        queries: list[slice | None] = [None]
+        blocks: list[Block | None] = [None]
         sent: list[slice | None] = [None]
-        received = [0]
         for step in range(1, size):
             source, target = (rank - step) % size, (rank + step) % size
-            from_source = shared_runs(bounds, run_tokens, rank, source)
-            to_target = shared_runs(bounds, run_tokens, rank, target)
-            queries.append(from_source[0] if from_source else None)
-            received.append(from_source[1].stop - from_source[1].start if from_source else 0)
-            sent.append(to_target[0] if to_target else None)
+            arriving = shared_runs(segments.bounds, run_tokens, rank, source)
+            leaving = shared_runs(segments.bounds, run_tokens, rank, target)
+            blocks.append(None if arriving is None else Block.of(*arriving, segments.cu_seqlens.device))
+            sent.append(None if leaving is None else leaving[0])
         own = segments.clipped(rank * run_tokens, (rank + 1) * run_tokens)
-        return cls(group, rank, own, tuple(queries), tuple(sent), tuple(received))
+        return cls(group, rank, own, tuple(blocks), tuple(sent))
 
     @property
     def size(self) -> int:
         """Ranks of the ring."""
-        return len(self.queries)
+        return len(self.sent)
 
     def peer(self, offset: int) -> int:
         """Global rank of the ring's member at `rank + offset`."""
@@ -74,56 +90,63 @@ def shared_runs(bounds: Sequence[int], run_tokens: int, mine: int, other: int) -
     return None
 
 
-def ring_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: RingPlan) -> torch.Tensor:
+def ring_attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: RingPlan, attention: Attention
+) -> torch.Tensor:
     """Attention of a rank's tokens to all tokens of their segments: all [n, A, h] -> [n, A, h]."""
-    out: torch.Tensor = _Ring.apply(query, key, value, plan)
+    out: torch.Tensor = _Ring.apply(query, key, value, plan, attention)
     return out
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: RingPlan
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: RingPlan, attention: Attention
     ) -> torch.Tensor:
-        out, lse = attend_varlen(query, key, value, plan.own, plan.own)
-        wide = out.to(lse.dtype)
         coming = _send_keys(key, value, plan, 1)
+        out, lse = attention(query, key, value, plan.own, plan.own)
+        wide = out.to(lse.dtype)
         for step in range(1, plan.size):
-            block, coming = coming.wait(), _send_keys(key, value, plan, step + 1)
-            rows = plan.queries[step]
-            if block is not None and rows is not None:
-                part, part_lse = attend_varlen(query[rows], block[0], block[1], *_one_segment(query[rows], block[0]))
-                wide[rows], lse[:, rows] = _merge(wide[rows], lse[:, rows], part, part_lse)
+            coming, arrived = _send_keys(key, value, plan, step + 1), coming.wait()
+            block = plan.blocks[step]
+            if block is not None and arrived is not None:
+                rows = block.rows
+                part = attention(query[rows], arrived[0], arrived[1], block.queries, block.keys)
+                wide[rows], lse[:, rows] = merge(wide[rows], lse[:, rows], *part)
         out = wide.to(query.dtype)
-        ctx.plan = plan
+        ctx.plan, ctx.attention = plan, attention
         ctx.save_for_backward(query, key, value, out, lse)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         plan: RingPlan = ctx.plan
+        attention: Attention = ctx.attention
         query, key, value, out, lse = ctx.saved_tensors
         grad = grads[0].contiguous()
         inputs = (query, key, value)
-        totals = [t.to(lse.dtype) for t in attend_varlen_backward(grad, inputs, out, lse, plan.own, plan.own)]
-        coming = _send_keys(key, value, plan, 1)
+        coming, returning = _send_keys(key, value, plan, 1), _NOTHING
+        totals = [t.to(lse.dtype) for t in attention.backward(grad, inputs, out, lse, plan.own, plan.own)]
         for step in range(1, plan.size):
-            block, coming = coming.wait(), _send_keys(key, value, plan, step + 1)
-            rows, found = plan.queries[step], None
-            if block is not None and rows is not None:
-                segments = _one_segment(query[rows], block[0])
-                parts = (query[rows], block[0], block[1])
-                dq, dk, dv = attend_varlen_backward(
-                    grad[rows], parts, out[rows], lse[:, rows].contiguous(), segments[0], segments[1]
-                )
+            coming, arrived = _send_keys(key, value, plan, step + 1), coming.wait()
+            block, found = plan.blocks[step], None
+            if block is not None and arrived is not None:
+                rows = block.rows
+                parts = (query[rows], arrived[0], arrived[1])
+                dq, dk, dv = attention.backward(grad[rows], parts, out[rows], lse[:, rows], block.queries, block.keys)
                 totals[0][rows] += dq
                 found = torch.stack([dk, dv])
-            returned = _send_gradients(found, key, plan, step).wait()
-            sent = plan.sent[step]
-            if returned is not None and sent is not None:
-                totals[1][sent] += returned[0]
-                totals[2][sent] += returned[1]
-        return (*(total.to(t.dtype) for total, t in zip(totals, inputs, strict=True)), None)
+            returned, returning = returning.wait(), _send_gradients(found, key, plan, step)
+            _add(totals, returned, plan.sent[step - 1])
+        _add(totals, returning.wait(), plan.sent[plan.size - 1])
+        return (*(total.to(t.dtype) for total, t in zip(totals, inputs, strict=True)), None, None)
+
+
+def _add(totals: list[torch.Tensor], returned: torch.Tensor | None, rows: slice | None) -> None:
+    """Add what came back of the keys and values `rows` that were sent."""
+    if returned is not None and rows is not None:
+        totals[1][rows] += returned[0]
+        totals[2][rows] += returned[1]
 
 
 @dataclass(frozen=True)
@@ -140,13 +163,16 @@ class _Coming:
         return self.block
 
 
+_NOTHING = _Coming((), None, None)
+
+
 def _send_keys(key: torch.Tensor, value: torch.Tensor, plan: RingPlan, step: int) -> _Coming:
     """Start step `step`'s exchange: own keys and values [2, k, A, h] to rank + step, those of rank - step to here."""
     if step >= plan.size:
-        return _Coming((), None, None)
-    rows = plan.sent[step]
+        return _NOTHING
+    rows, block = plan.sent[step], plan.blocks[step]
     outgoing = None if rows is None else torch.stack([key[rows], value[rows]])
-    return _start(outgoing, plan.received[step], key, plan, step)
+    return _start(outgoing, 0 if block is None else block.num_keys, key, plan, step)
 
 
 def _send_gradients(found: torch.Tensor | None, key: torch.Tensor, plan: RingPlan, step: int) -> _Coming:
@@ -162,26 +188,25 @@ def _start(outgoing: torch.Tensor | None, arriving: int, like: torch.Tensor, pla
         operations.append(dist.P2POp(dist.isend, outgoing, plan.peer(offset), group=plan.group))
     if block is not None:
         operations.append(dist.P2POp(dist.irecv, block, plan.peer(-offset), group=plan.group))
-    return _Coming(dist.batch_isend_irecv(operations) if operations else (), block, outgoing)
+    return _Coming(dist.batch_isend_irecv(operations), block, outgoing) if operations else _NOTHING
 
 
-def _merge(
+def merge(
     out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two softmax averages [n, A, h] over disjoint keys, by their log-sum-exp [A, n], to the one over both."""
+    """Two softmax averages [n, A, h] over disjoint keys, by their log-sum-exp [A, n], to the one over both.
+
+    An average over no keys is 0 with log-sum-exp -inf, and so is that of two such.
+    """
     total = torch.logaddexp(lse, part_lse)
-    share, part_share = ((x - total).exp().transpose(0, 1).unsqueeze(-1) for x in (lse, part_lse))
+    finite = total.masked_fill(total == -torch.inf, 0.0)
+    share, part_share = ((x - finite).exp().transpose(0, 1).unsqueeze(-1) for x in (lse, part_lse))
     return out * share + part.to(out.dtype) * part_share, total
 
 
-def _one_segment(query: torch.Tensor, key: torch.Tensor) -> tuple[Segments, Segments]:
-    """Segments of a block in which every query attends to every key."""
-    found = []
-    for rows in (query.shape[0], key.shape[0]):
-        # made where it is: a copy from the host would wait for the device
-        cu_seqlens = torch.arange(0, rows + 1, rows, dtype=torch.int32, device=query.device)
-        found.append(Segments(cu_seqlens, (0, rows), rows))
-    return found[0], found[1]
+def _one_segment(num_tokens: int, device: torch.device) -> Segments:
+    # made where it is: a copy from the host would wait for the device
+    return Segments(torch.arange(0, num_tokens + 1, num_tokens, dtype=torch.int32, device=device), (0, num_tokens))
 
 
 def _part(begin: int, end: int, run_tokens: int, index: int) -> slice:

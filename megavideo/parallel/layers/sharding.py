@@ -35,10 +35,14 @@ class Shard:
 
     def take(self, whole: torch.Tensor) -> torch.Tensor:
         """This part of a whole parameter."""
+        return whole if self.count == 1 else torch.cat(self.pieces(whole), dim=self.dim)
+
+    def pieces(self, whole: torch.Tensor) -> list[torch.Tensor]:
+        """Views of a whole parameter that make this part, one after the other along `dim`."""
         if self.count == 1:
-            return whole
+            return [whole]
         blocks = whole.chunk(self.blocks, dim=self.dim)
-        return torch.cat([block.chunk(self.count, dim=self.dim)[self.index] for block in blocks], dim=self.dim)
+        return [block.chunk(self.count, dim=self.dim)[self.index] for block in blocks]
 
     def whole_positions(self, shape: Sequence[int], start: int, numel: int) -> torch.Tensor:
         """Positions in the flattened whole of elements [start, start + numel) of the flattened part: int64 [numel]."""
@@ -80,6 +84,11 @@ def shard_of(parameter: torch.Tensor, index: int, count: int) -> Shard:
     if not getattr(parameter, _IS_SHARDED, False):
         return WHOLE
     return Shard(getattr(parameter, _DIM), getattr(parameter, _BLOCKS), index, count)
+
+
+def part_shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Shape of the part that a tensor-parallel rank holds, of which ZeRO-3 may have left an empty tensor here."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _inner(shape: Sequence[int], dim: int) -> int:

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from megavideo.config.schema.precision import LayersConfig
+from megavideo.device.copies import DeviceCopies
+from megavideo.model.attention.operator import Attention
 from megavideo.parallel.layers.collectives import sum_gradients
 from megavideo.parallel.layers.fp8 import build_recipe, is_excluded
 from megavideo.parallel.layers.layer_set import ParallelLayers
@@ -26,10 +28,20 @@ from megavideo.parallel.processes.groups import Groups
 from megavideo.parallel.processes.mesh import ProcessMesh
 
 
-def build_layers(config: LayersConfig, mesh: ProcessMesh, groups: Groups, device: torch.device) -> ParallelLayers:
-    """The layers that `config` asks for. Raises ConfigError where this machine cannot run them."""
+def build_layers(
+    config: LayersConfig,
+    mesh: ProcessMesh,
+    groups: Groups,
+    attention: Attention,
+    device: torch.device,
+    *,
+    copies: DeviceCopies | None = None,
+) -> ParallelLayers:
+    """The linear layers that `config` asks for, around `attention`. Raises ConfigError where they cannot run here."""
     check_layers(config, device)
-    return ParallelLayers(mesh, groups) if config.engine == "local" else TeLayers(mesh, groups, config)
+    if config.engine == "local":
+        return ParallelLayers(mesh, groups, attention, copies=copies)
+    return TeLayers(mesh, groups, config, attention, copies=copies)
 
 
 def keep_excluded_in_bf16(model: nn.Module, config: LayersConfig) -> tuple[str, ...]:
@@ -52,8 +64,16 @@ class TeLayers(ParallelLayers):
     not divide by 16.
     """
 
-    def __init__(self, mesh: ProcessMesh, groups: Groups, config: LayersConfig) -> None:
-        super().__init__(mesh, groups)
+    def __init__(
+        self,
+        mesh: ProcessMesh,
+        groups: Groups,
+        config: LayersConfig,
+        attention: Attention,
+        *,
+        copies: DeviceCopies | None = None,
+    ) -> None:
+        super().__init__(mesh, groups, attention, copies=copies)
         self._tp = groups.tp if mesh.tp > 1 else None
         self._sequence_parallel = mesh.sp
         self._recipe = build_recipe(config.fp8, shared_scales=self._tp is not None)
@@ -94,14 +114,14 @@ def te_column(
     With `whole_input` the input is whole on every rank and its gradient is left to the caller to sum.
     """
     if tp is None:
-        return _whole(_te_linear()(in_dim, out_dim, device="cpu", init_method=nn.init.zeros_))
+        return _whole(_te_linear()(in_dim, out_dim, device=_device(), init_method=nn.init.zeros_))
     if whole_input:
-        layer = _te_linear()(in_dim, out_dim // tp.size(), device="cpu", init_method=nn.init.zeros_)
+        layer = _te_linear()(in_dim, out_dim // tp.size(), device=_device(), init_method=nn.init.zeros_)
     else:
         layer = _te_linear()(
             in_dim,
             out_dim,
-            device="cpu",
+            device=_device(),
             init_method=nn.init.zeros_,
             parallel_mode="column",
             tp_group=tp,
@@ -115,11 +135,11 @@ def te_column(
 def te_row(in_dim: int, out_dim: int, tp: dist.ProcessGroup | None, *, sequence_parallel: bool) -> nn.Module:
     """Row-parallel linear layer with bias, which is added after the sum over the shards."""
     if tp is None:
-        return _whole(_te_linear()(in_dim, out_dim, device="cpu", init_method=nn.init.zeros_))
+        return _whole(_te_linear()(in_dim, out_dim, device=_device(), init_method=nn.init.zeros_))
     layer = _te_linear()(
         in_dim,
         out_dim,
-        device="cpu",
+        device=_device(),
         init_method=nn.init.zeros_,
         parallel_mode="row",
         tp_group=tp,
@@ -158,6 +178,11 @@ def _te_linear() -> Any:
             return out + (sum_gradients(bias, self.tp_group) if self.sequence_parallel else bias)
 
     return TeLinear
+
+
+def _device() -> str:
+    """The device that the surrounding `torch.device` context names; a string, by which alone TE knows meta."""
+    return str(torch.get_default_device())
 
 
 def _whole(layer: nn.Module) -> nn.Module:

@@ -109,7 +109,6 @@ def _gpus() -> tuple[Gpu, ...]:
 def _parts() -> list[Part]:
     return [
         *_te_parts(),
-        *_attention_parts(),
         _apex(),
         _fused_adamw(),
         _cpu_adam(),
@@ -134,25 +133,6 @@ def _te_parts() -> list[Part]:
 def _ask(te: Any, question: str) -> tuple[bool, str]:
     possible, reason = getattr(te, question)(return_reason=True)
     return bool(possible), str(reason)
-
-
-def _attention_parts() -> list[Part]:
-    gpu = torch.cuda.is_available()
-    built = torch.backends.cuda.is_flash_attention_available()
-    varlen = gpu and built and find_spec("torch.nn.attention.varlen") is not None
-    detail = "torch.nn.attention.varlen" if varlen else "no NVIDIA GPU" if not gpu else "torch was built without it"
-    flash3 = varlen and find_spec("flash_attn_interface") is not None and torch.cuda.get_device_capability()[0] == 9
-    instead = "segment by segment, torch's flash attention for CPUs" if not gpu else "nothing: packs need it on a GPU"
-    return [
-        Part("flash attention 2 on packs", varlen, detail, instead),
-        Part(
-            "flash attention 3",
-            flash3,
-            "flash_attn_interface, which torch takes by activate_flash_attention_impl" if flash3
-            else "needs a Hopper GPU and the package flash_attn_interface",
-            "flash attention 2" if varlen else instead,
-        ),
-    ]  # fmt: skip
 
 
 def _apex() -> Part:

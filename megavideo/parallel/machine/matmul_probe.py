@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
+
+from megavideo.parallel.machine.timer import timer_of
 
 _CUDA_SIZE, _CPU_SIZE = 4096, 384
 _PRIME = 8191  # more than either size, so that rows differ
@@ -24,7 +24,12 @@ class MatmulProbe:
     def seconds(self, repeats: int = 3) -> float:
         """The shortest time of one product in `repeats`, of which none is the first on this device."""
         self._product()
-        return min(self._timed() for _ in range(repeats))
+        timer = timer_of(self._device)
+        timer.mark()
+        for _ in range(repeats):
+            self._product()
+            timer.mark()
+        return min(timer.laps())
 
     def is_right(self, seed: int = 0) -> bool:
         """Whether C x = A (B x) for a vector x of +1 and -1: each wrong row of C is found with 1/2 (Freivalds 1977).
@@ -37,12 +42,4 @@ class MatmulProbe:
         return torch.equal(found, self._left.double() @ (self._right.double() @ vectors))
 
     def _product(self) -> torch.Tensor:
-        product = self._here[0] @ self._here[1]
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return product
-
-    def _timed(self) -> float:
-        begin = time.perf_counter()
-        self._product()
-        return time.perf_counter() - begin
+        return self._here[0] @ self._here[1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megavideo.parallel.processes.mesh import Axis, ProcessMesh
@@ -13,6 +16,7 @@ _AXES: dict[str, tuple[Axis, ...]] = {
     "tp": ("tp",),
     "ulysses": ("ulysses",),
     "ring": ("ring",),
+    "cp": ("ulysses", "ring"),
     "data": ("ulysses", "ring", "dp"),
     "replica": ("tp", "pp"),
     "model": ("tp", "ulysses", "ring", "pp"),
@@ -23,20 +27,22 @@ _AXES: dict[str, tuple[Axis, ...]] = {
 class Groups:
     """This process's group along each axis or product of axes.
 
-    `data` is DeepSpeed's data axis, dp x cp, over which gradients are averaged; `replica` holds one copy of the
-    parameters; `model` holds the processes that train on the same packs.
+    `cp` holds the ranks that share a pack's tokens out (sequence parallel aside). `data` is DeepSpeed's data axis,
+    dp x cp, over which gradients are averaged; `replica` holds one copy of the parameters; `model` holds the processes
+    that train on the same packs.
     """
 
     tp: dist.ProcessGroup
     ulysses: dist.ProcessGroup
     ring: dist.ProcessGroup
+    cp: dist.ProcessGroup
     data: dist.ProcessGroup
     replica: dist.ProcessGroup
     model: dist.ProcessGroup
 
     @classmethod
-    def of(cls, mesh: ProcessMesh) -> Groups:
-        """Make the groups; a collective call of all processes."""
+    def of(cls, mesh: ProcessMesh, device: torch.device) -> Groups:
+        """Make the groups, and the communicators behind them; a collective call of all processes."""
         made: dict[tuple[int, ...], dist.ProcessGroup] = {}
         mine: dict[str, dist.ProcessGroup] = {}
         for name, axes in _AXES.items():
@@ -46,7 +52,33 @@ class Groups:
                     made[ranks] = dist.new_group(list(ranks))
                 if mesh.rank in ranks:
                     mine[name] = made[ranks]
+        # the engine of a pipeline sends in the group of all
+        _make_communicators([dist.group.WORLD, *(made[ranks] for ranks in made if mesh.rank in ranks)], device)
         return cls(**mine)
+
+
+def make_group(mesh: ProcessMesh, axes: Sequence[Axis], device: torch.device) -> dist.ProcessGroup:
+    """One further group along a product of axes, for those few runs that need it; a collective call of all processes.
+
+    Each costs memory on a GPU, which is why the others do not have it.
+    """
+    # every process makes every group
+    groups = {ranks: dist.new_group(list(ranks)) for ranks in mesh.groups(*axes)}
+    mine = groups[mesh.peers(*axes)]
+    _make_communicators([mine], device)
+    return mine
+
+
+def _make_communicators(groups: Sequence[Any], device: torch.device) -> None:
+    """The first call of each group, by all of its ranks.
+
+    NCCL makes a group's communicator at its first call and waits in it for every rank. A ring's first exchange may be
+    one of some ranks only, those whose runs share a segment. The groups are in one order on all ranks, without which
+    they would wait for each other.
+    """
+    for group in groups:
+        if group.size() > 1:
+            dist.all_reduce(torch.zeros((), device=device), group=group)
 
 
 def destroy_groups() -> None:

@@ -120,6 +120,11 @@ class ProcessMesh:
         run = num_tokens // self.cp
         return slice(self.cp_rank * run, (self.cp_rank + 1) * run)
 
+    def own_text(self, num_tokens: int) -> slice:
+        """This process's share of a pack's text: one of cp equal runs, of which the last may reach past the end."""
+        run = -(-num_tokens // self.cp)
+        return slice(self.cp_rank * run, (self.cp_rank + 1) * run)
+
     def own_tokens(self, num_tokens: int) -> slice:
         """This process's run of a pack in the residual stream: under sp, one of tp equal parts of its cp run."""
         attended = self.attended_tokens(num_tokens)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from megavideo.errors import DataError, MegavideoError, StoreUnreachable
+from megavideo.errors import DataError, MegavideoError, OutputInUse, StoreUnreachable
 
 T = TypeVar("T")
 
@@ -45,12 +45,14 @@ def until_asked(inputs: Iterator[T], device: torch.device, asked: Callable[[], b
 
 
 def _common(failure: MegavideoError | None) -> MegavideoError:
-    messages: list[tuple[str, bool] | None] = [None] * dist.get_world_size()
-    mine = None if failure is None else (str(failure), isinstance(failure, StoreUnreachable))
+    messages: list[tuple[str, str] | None] = [None] * dist.get_world_size()
+    mine = None if failure is None else (str(failure), type(failure).__name__)
     dist.all_gather_object(messages, mine)
     if failure is not None:
         return failure
     told = [(rank, message) for rank, message in enumerate(messages) if message is not None]
-    # a store out of reach is a reason to start again, and so it is for the ranks that did not meet it
-    kind = StoreUnreachable if all(unreachable for _, (_, unreachable) in told) else DataError
-    return kind("; ".join(f"rank {rank} failed: {text}" for rank, (text, _) in told))
+    # what is a reason to start again for one rank is so for those that did not meet it
+    passing = {kind.__name__: kind for kind in (StoreUnreachable, OutputInUse)}
+    kinds = {kind for _, (_, kind) in told}
+    common = passing.get(kinds.pop(), DataError) if len(kinds) == 1 else DataError
+    return common("; ".join(f"rank {rank} failed: {text}" for rank, (text, _) in told))

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
+from megavideo.border.json_text import parse_json
+
 ENDED = "ended"  # what a rank is doing that left the loop
 _MOVED = "moved"
 
@@ -95,7 +97,7 @@ class Heartbeats:
         keys = [str(rank) for rank in range(self._world_size)]
         if not self._store.check(keys):
             keys = [key for key in keys if self._store.check([key])]
-        found = (Heartbeat(**json.loads(value)) for value in (self._store.multi_get(keys) if keys else []))
+        found = (parse_json(value, Heartbeat) for value in (self._store.multi_get(keys) if keys else []))
         return {beat.rank: beat for beat in found}
 
     def laggards(self, interval_seconds: float) -> list[Laggard]:

@@ -14,6 +14,7 @@ _BF16_TFLOPS = {
 }  # fmt: skip
 _PROBE_SIZE = 768
 _PROBE_RUNS = 30
+_PROBE_SECONDS = 1.0  # a CPU without instructions for bf16 takes a second for one product
 
 
 def peak_flops_per_second(device: torch.device, dtype: torch.dtype, configured_tflops: float | None) -> float | None:
@@ -28,9 +29,11 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype, configured_t
         known = [tflops for part, tflops in _BF16_TFLOPS.items() if part in name]
         return known[0] * 1e12 if known else None
     a = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype)
-    best = float("inf")
+    best, first = float("inf"), time.perf_counter()
     for _ in range(_PROBE_RUNS):
         begin = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - begin)
+        if time.perf_counter() - first > _PROBE_SECONDS:
+            break
     return float(2 * _PROBE_SIZE**3 / best)

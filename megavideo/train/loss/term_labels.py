@@ -50,10 +50,6 @@ class TermLabels:
         """All of them, in order."""
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
-    def to(self, device: torch.device) -> TermLabels:
-        """On a device."""
-        return TermLabels(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
-
 
 def has_terms(config: LossTermsConfig) -> bool:
     """Whether any further term is in the loss."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -21,6 +22,7 @@ from megavideo.data.stream.shards import ShardReader
 from megavideo.data.table.open import cache_folder, open_selected
 from megavideo.data.table.selection import selection_of
 from megavideo.diffusion.objective import Objective
+from megavideo.diffusion.timesteps import range_share
 from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.train.loss.term_labels import Windows, choose_windows
 from megavideo.train.packs.look_ahead import Packs, planned_ahead
@@ -33,7 +35,9 @@ class StepInput:
     """One rank's share of a global step.
 
     `loss_tokens` and `tokens` count the whole step over all ranks: those in the loss, and all real ones.
-    `segment_tokens` are the lengths of every segment of the step, from which FLOPs are counted.
+    `segment_tokens` are the lengths of every segment of the step, from which FLOPs are counted. `range_share` is the
+    share of the unrestricted draw of levels that falls in `diffusion.sigma_range`, over the step's segments; None
+    without such a range.
     """
 
     step: int
@@ -41,6 +45,7 @@ class StepInput:
     loss_tokens: int
     tokens: int
     segment_tokens: tuple[tuple[int, int], ...]
+    range_share: float | None = None
 
 
 def table_cache(config: TrainRun) -> Path:
@@ -56,8 +61,9 @@ def shard_cache(config: TrainRun, dataset: LatentDataset) -> Path | None:
 class Feed:
     """Makes the inputs of steps from the plan, the shards and the objective; pure in (config, dataset, step).
 
-    `place` is where the stage that `config` describes stands in its run. `selected` is what is trained on: the table of
-    samples (`selected.table`), those held out, and what each rule left out.
+    `place` is where the stage that `config` describes stands in its run. `stage` makes a batch ready for the device, in
+    the thread that reads ahead. `selected` is what is trained on: the table of samples (`selected.table`), those held
+    out, and what each rule left out.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Feed:
         objective: Objective,
         mesh: ProcessMesh,
         place: StagePlace = WHOLE_RUN,
+        stage: Callable[[TrainBatch], TrainBatch] | None = None,
     ) -> None:
         null_text = torch.from_numpy(dataset.null_text.astype("float32"))
         self._config = config
@@ -75,6 +82,7 @@ class Feed:
         self._stream_rates = StreamRates(reader.counts)
         self._objective = objective
         self._mesh = mesh
+        self._stage = stage
         self._null_text = null_text
         data = config.data
         most = data.max_segments or min(data.tokens_per_pack, data.text_tokens_per_pack)
@@ -106,14 +114,17 @@ class Feed:
 
     def _input(self, step: int, packs: Packs) -> StepInput:
         diffusion, seed = self._config.diffusion, self._config.train.seed
-        loss_tokens = num_loss_tokens(packs, diffusion, seed)
+        loss_tokens = num_loss_tokens(packs, diffusion, seed, self._config.model)
+        segments = [segment for pack in packs for segment in pack]
+        shares = [range_share(diffusion, s.grid) for s in segments] if diffusion.sigma_range else None
         windows = choose_windows(packs, diffusion, self._config.model.patch[0], seed, loss_tokens)
         return StepInput(
             step=step,
-            batches=tuple(self._batch(segments, windows) for segments in self._mine(packs)),
+            batches=tuple(self._batch(pack, windows) for pack in self._mine(packs)),
             loss_tokens=loss_tokens,
-            tokens=sum(s.grid.num_tokens for pack in packs for s in pack),
-            segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for pack in packs for s in pack),
+            tokens=sum(s.grid.num_tokens for s in segments),
+            segment_tokens=tuple((s.grid.num_tokens, s.text_tokens) for s in segments),
+            range_share=None if shares is None else fmean(shares),
         )
 
     def steps(self, begin: int, end: int, depth: int) -> Generator[StepInput, None, None]:
@@ -165,4 +176,7 @@ class Feed:
         samples = choose_texts(segments, samples, config.train.seed)
         samples = drop_texts(segments, samples, self._null_text, config.diffusion.text_dropout, config.train.seed)
         pack = assemble(segments, samples, config.model.patch, self._limits)
-        return noise_pack(pack, segments, config.diffusion, self._objective, config.train.seed, windows=windows)
+        batch = noise_pack(
+            pack, segments, config.diffusion, self._objective, config.train.seed, windows=windows, model=config.model
+        )
+        return batch if self._stage is None else self._stage(batch)

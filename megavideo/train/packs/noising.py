@@ -8,16 +8,18 @@ Shape legend: N video tokens, P patch width, K segments.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from megavideo.config.schema.diffusion import DiffusionConfig
+from megavideo.config.schema.model import ModelConfig
 from megavideo.data.stream.shards import LatentSample
+from megavideo.device.copies import DeviceCopies
 from megavideo.diffusion.captions import choose_caption
-from megavideo.diffusion.conditions import draw_mask, drops_text
+from megavideo.diffusion.conditions import draw_mask, drops_text, given_channels
 from megavideo.diffusion.content import latent_gradient
 from megavideo.diffusion.objective import Objective
 from megavideo.diffusion.randomness import SampleKey
@@ -39,16 +41,34 @@ class TrainBatch:
     terms: TermLabels | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TrainBatch:
-        """On a device, with the model's inputs in its precision."""
-        tensors: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self.pack)
-            if isinstance(value := getattr(self.pack, field.name), torch.Tensor)
-        }
-        pack = dataclasses.replace(self.pack, **tensors)
-        pack = dataclasses.replace(pack, tokens=pack.tokens.to(dtype), text=pack.text.to(dtype))
-        target, weight = (tensor.to(device, non_blocking=True) for tensor in (self.target, self.weight))
-        return TrainBatch(pack, target, weight, None if self.terms is None else self.terms.to(device))
+        """On a device at once, with the model's inputs in its precision. `Loader` does it beside other work."""
+        return self._mapped(lambda tensor, wanted: tensor.to(wanted).to(device), dtype)
+
+    def staged(self, copies: DeviceCopies, dtype: torch.dtype) -> TrainBatch:
+        """As `to`, but still on the host, where copies to the device begin; the batch itself if it is so already."""
+        return self._mapped(copies.staged, dtype)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them, in order."""
+        terms = () if self.terms is None else self.terms.tensors()
+        return (*(getattr(self.pack, name) for name in self._in_pack()), self.target, self.weight, *terms)
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> TrainBatch:
+        """The same batch of other tensors, in the order of `tensors()`."""
+        names = self._in_pack()
+        replaced: dict[str, Any] = dict(zip(names, tensors[: len(names)], strict=True))
+        target, weight, *terms = tensors[len(names) :]
+        pack = dataclasses.replace(self.pack, **replaced)
+        return TrainBatch(pack, target, weight, None if self.terms is None else TermLabels(*terms))
+
+    def _mapped(self, change: Callable[[torch.Tensor, torch.dtype], torch.Tensor], dtype: torch.dtype) -> TrainBatch:
+        """Each tensor changed to what it is to be: the model's inputs in `dtype`, others as they are."""
+        inputs = {id(self.pack.tokens), id(self.pack.text), id(self.pack.given)}
+        return self.with_tensors([change(t, dtype if id(t) in inputs else t.dtype) for t in self.tensors()])
+
+    def _in_pack(self) -> list[str]:
+        names = [field.name for field in dataclasses.fields(self.pack)]
+        return [name for name in names if isinstance(getattr(self.pack, name), torch.Tensor)]
 
 
 def choose_texts(segments: Sequence[PackSegment], samples: Sequence[LatentSample], seed: int) -> list[LatentSample]:
@@ -84,15 +104,18 @@ def noise_pack(
     objective: Objective,
     seed: int,
     windows: Windows | None = None,
+    model: ModelConfig | None = None,
 ) -> TrainBatch:
     """Noise each segment of a clean pack at its own level; tokens under its condition mask stay clean.
 
+    Where the `model` has given channels, these tell what is under the mask, and its tokens are noised like the others.
     `windows` are those that `choose_windows` found for the step; the perceptual term needs them.
     """
     assert windows is not None or not config.terms.perceptual, "nothing was chosen for the perceptual term"
     tokens, timestep = pack.tokens.clone(), pack.timestep.clone()
     given = pack.condition_mask.clone()
     target, weight = torch.zeros_like(tokens), torch.zeros(tokens.shape[0])
+    channels = tokens.new_zeros(tokens.shape[0], model.given_dim) if model and model.given_channels else None
     begin = 0
     for i, segment in enumerate(segments):
         key = SampleKey(seed, segment.sample_id, segment.visit)
@@ -102,13 +125,16 @@ def noise_pack(
         level = draw_level(config, key, segment.grid, gradient)
         noised = objective.noise(clean, key.normal("noise", tuple(clean.shape)), level)
         mask = draw_mask(config.conditions, key, segment.grid)
+        if model is not None and channels is not None:
+            channels[place] = given_channels(clean, mask, model)
+            mask = torch.zeros_like(mask)
         tokens[place] = torch.where(mask[:, None], clean, noised.noisy)
         target[place] = noised.target
         weight[place] = noised.weight * (~mask)
         given[place] = mask
         timestep[i] = noised.timestep
         begin = place.stop
-    noised_pack = dataclasses.replace(pack, tokens=tokens, timestep=timestep, condition_mask=given)
+    noised_pack = dataclasses.replace(pack, tokens=tokens, timestep=timestep, condition_mask=given, given=channels)
     if not has_terms(config.terms):
         return TrainBatch(noised_pack, target, weight)
     grids = [segment.grid for segment in segments]
@@ -116,10 +142,14 @@ def noise_pack(
     return TrainBatch(noised_pack, target, weight, labels)
 
 
-def num_loss_tokens(packs: Sequence[Sequence[PackSegment]], config: DiffusionConfig, seed: int) -> int:
+def num_loss_tokens(
+    packs: Sequence[Sequence[PackSegment]], config: DiffusionConfig, seed: int, model: ModelConfig
+) -> int:
     """Tokens that a step's loss is averaged over: real and not given. Known on every rank without communication."""
     total = 0
     for segment in (s for pack in packs for s in pack):
-        mask = draw_mask(config.conditions, SampleKey(seed, segment.sample_id, segment.visit), segment.grid)
-        total += segment.grid.num_tokens - int(mask.sum())
+        total += segment.grid.num_tokens
+        if not model.given_channels:
+            key = SampleKey(seed, segment.sample_id, segment.visit)
+            total -= int(draw_mask(config.conditions, key, segment.grid).sum())
     return total

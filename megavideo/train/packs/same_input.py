@@ -46,8 +46,7 @@ def input_hashes(batches: Sequence[TrainBatch]) -> list[int]:
     for batch in batches:
         for part, values in _values(batch).items():
             for value in values:
-                raw = value.contiguous().numpy().data if isinstance(value, torch.Tensor) else repr(value).encode()
-                hashers[part].update(raw)
+                hashers[part].update(_raw(value) if isinstance(value, torch.Tensor) else repr(value).encode())
     return [_signed(hasher.intdigest()) for hasher in hashers.values()]
 
 
@@ -71,12 +70,18 @@ def _faults(ranks: Sequence[int], hashes: Sequence[Sequence[int]]) -> list[str]:
 def _values(batch: TrainBatch) -> dict[str, tuple[object, ...]]:
     pack = batch.pack
     terms = () if batch.terms is None else batch.terms.tensors()
+    given = () if pack.given is None else (pack.given,)
     return {
-        "samples": (pack.sample_ids, pack.visits, pack.cu_seqlens, pack.grid, pack.fps),
-        "texts": (pack.cu_seqlens_text, pack.text),
+        "samples": (pack.sample_ids, pack.visits, pack.cu_seqlens, pack.bounds, pack.grid, pack.fps),
+        "texts": (pack.cu_seqlens_text, pack.text_bounds, pack.text),
         "timesteps": (pack.timestep,),
-        "noise": (pack.tokens, pack.condition_mask, batch.target, batch.weight, *terms),
+        "noise": (pack.tokens, pack.condition_mask, batch.target, batch.weight, *given, *terms),
     }
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    # as bytes, since numpy has no bf16
+    return tensor.contiguous().view(torch.uint8).numpy().data
 
 
 def _signed(digest: int) -> int:

@@ -18,7 +18,7 @@ from megavideo.config.schema.train import TrainRun
 from megavideo.data.patches import token_grid
 from megavideo.data.plan.packing import PackLimits, pack_balanced
 from megavideo.data.stream.batch import assemble
-from megavideo.diffusion.conditions import draw_mask
+from megavideo.diffusion.conditions import draw_mask, given_channels
 from megavideo.diffusion.objective import Objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.errors import DataError
@@ -89,7 +89,8 @@ class HeldOutPacks:
         for segment in (s for pack in self._packs for s in pack):
             number = self.classes.index(self._class_of[segment.index])
             clips, tokens = counts[number]
-            counts[number] = (clips + 1, tokens + int((~self._given(segment)).sum()))
+            given = 0 if self._config.model.given_channels else int(self._drawn(segment).sum())
+            counts[number] = (clips + 1, tokens + segment.grid.num_tokens - given)
         return counts
 
     def mine(self) -> Iterator[CleanPack]:
@@ -107,15 +108,20 @@ class HeldOutPacks:
         samples = [self._read(segment.index) for segment in segments]
         batch = assemble(segments, samples, self._config.model.patch, self._limits)
         classes = torch.full((self._limits.tokens,), len(self.classes))
-        given = batch.condition_mask.clone()
+        given, model = batch.condition_mask.clone(), self._config.model
+        channels = batch.tokens.new_zeros(len(given), model.given_dim) if model.given_channels else None
         for segment, begin, end in _bounds(segments):
-            given[begin:end] = self._given(segment)
+            mask = self._drawn(segment)
+            if channels is None:
+                given[begin:end] = mask
+            else:
+                channels[begin:end] = given_channels(batch.tokens[begin:end], mask, model)
             if counts:
                 classes[begin:end] = self.classes.index(self._class_of[segment.index])
         classes[given] = len(self.classes)
-        return CleanPack(segments, dataclasses.replace(batch, condition_mask=given), classes)
+        return CleanPack(segments, dataclasses.replace(batch, condition_mask=given, given=channels), classes)
 
-    def _given(self, segment: PackSegment) -> torch.Tensor:
+    def _drawn(self, segment: PackSegment) -> torch.Tensor:
         return draw_mask(self._config.diffusion.conditions, _key(segment), segment.grid)
 
 
@@ -135,9 +141,10 @@ def noised_at(pack: CleanPack, objective: Objective, levels: Sequence[float], nu
     return TrainBatch(batch, target, torch.ones(clean.shape[0]))
 
 
-def middle_levels(count: int) -> tuple[float, ...]:
-    """The middles of `count` equal parts of the levels between data (0) and noise (1)."""
-    return tuple((number + 0.5) / count for number in range(count))
+def middle_levels(count: int, within: tuple[float, float] | None) -> tuple[float, ...]:
+    """The middles of `count` equal parts of the levels between data (0) and noise (1), or of those `within` a range."""
+    low, high = within or (0.0, 1.0)
+    return tuple(low + (number + 0.5) / count * (high - low) for number in range(count))
 
 
 def _plan(config: TrainRun, clips: Sequence[HeldOutClip]) -> tuple[PackLimits, list[tuple[PackSegment, ...]]]:

@@ -14,9 +14,11 @@ from megavideo.config.schema.train import TrainRun
 from megavideo.data.patches import token_grid
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import run_shift
+from megavideo.encoders.encode.half import as_stored
 from megavideo.encoders.folder import load_text_encoder
 from megavideo.errors import DataError, MegavideoError
 from megavideo.generate.loaded_run import sampling_fps
+from megavideo.generate.rates import told_fps
 from megavideo.generate.sample_files import Drawn, SampleFiles, ShownSamples
 from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
@@ -102,10 +104,11 @@ class Previewer:
         guidance = Guidance(config.validation.guidance, self._texts[-1])
         engine = self._engine
         predictor = Predictor(
-            lambda pack: predict_whole(engine, pack), config.model.patch_dim, engine.dtype, self._device,
+            lambda pack: predict_whole(engine, pack), config.model, engine.dtype, self._device,
             token_multiple(engine),
         )  # fmt: skip
-        return sample_latents(predictor, scheduler, prompts, guidance, self._grid, config.model.patch, self._fps)
+        fps = told_fps(None, self._fps, self._latent)
+        return sample_latents(predictor, scheduler, prompts, guidance, self._grid, config.model.patch, fps)
 
 
 def _encoded(prompts: tuple[str, ...], folder: RunFolder) -> tuple[list[torch.Tensor], float]:
@@ -118,7 +121,7 @@ def _encoded(prompts: tuple[str, ...], folder: RunFolder) -> tuple[list[torch.Te
     if dist.get_rank() == 0:
         try:
             texts = load_text_encoder(folder.encoders).encode([*prompts, ""])
-            told = [([text.cpu() for text in texts], sampling_fps(folder.root))]
+            told = [([as_stored(text.cpu()) for text in texts], sampling_fps(folder.root))]
         except MegavideoError as error:
             failure = error
             told = [str(error)]

@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 
 from megavideo.config.schema.train import TrainRun
+from megavideo.device.choice import copies_for
 from megavideo.diffusion.objective import build_objective
 from megavideo.parallel.engines.average import averaged_weights, has_average
 from megavideo.parallel.engines.engine import Engine
 from megavideo.parallel.engines.predict import predict
 from megavideo.train.health.agree import in_agreement
+from megavideo.train.packs.loading import Loader
 from megavideo.train.validation.held_out_clips import HeldOutClips
 from megavideo.train.validation.held_out_packs import HeldOutPacks, middle_levels, noised_at
 
@@ -63,7 +65,8 @@ class Validator:
         self._engine = engine
         self._device = device
         self._objective = build_objective(config.diffusion)
-        self._levels = middle_levels(config.validation.levels)
+        self._levels = middle_levels(config.validation.levels, config.diffusion.sigma_range)
+        self._loader = Loader(copies_for(device), engine.dtype)
         self._packs = HeldOutPacks(config, held_out, engine.plan.mesh)
         logging.getLogger(__name__).info(
             "validation: %d clips at %d noise levels take as long as about %.1f training steps",
@@ -98,8 +101,8 @@ class Validator:
         for pack in in_agreement(self._packs.mine(), self._device):
             own = mesh.own_tokens(pack.classes.shape[0])
             classes = pack.classes[own].to(self._device)
-            for number in range(len(self._levels)):
-                batch = noised_at(pack, self._objective, self._levels, number).to(self._device, self._engine.dtype)
+            noised = (noised_at(pack, self._objective, self._levels, number) for number in range(len(self._levels)))
+            for number, batch in enumerate(self._loader.on_device(noised)):
                 prediction = predict(self._engine, batch.pack)
                 if prediction is not None:  # else a later stage's rank has it
                     error = (prediction.float() - batch.target[own]).square().mean(dim=1)

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 
 from megavideo.config.schema.clip_filters import FiltersConfig
+from megavideo.config.schema.clip_scores import ScoresConfig
 from megavideo.config.texts import OwnScore, parse_own_score
 from megavideo.data.ingest.filters.aesthetic import Aesthetic
 from megavideo.data.ingest.filters.change import Change
@@ -79,6 +80,24 @@ def bounds(filters: FiltersConfig) -> tuple[Bound, ...]:
         *(Bound(own.name, own.minimum, own.maximum, own.name, own.name) for own in own_scores(filters)),
     )
     return tuple(bound for bound in named if bound.minimum is not None or bound.maximum is not None)
+
+
+def score_bounds(scores: ScoresConfig) -> tuple[Bound, ...]:
+    """What is asked of the scores that models give, in the order in which it is applied."""
+    found = (
+        _named("nsfw", scores.nsfw.minimum, scores.nsfw.maximum),
+        _named("watermark", scores.watermark.minimum, scores.watermark.maximum),
+        _named("text_area", scores.text_area.minimum, scores.text_area.maximum),
+        _named("learned_aesthetic", scores.learned_aesthetic.minimum, scores.learned_aesthetic.maximum),
+        _named("codec_motion", scores.codec_motion.minimum, scores.codec_motion.maximum),
+        _named("clip", scores.clip.minimum, scores.clip.maximum),
+    )
+    return tuple(bound for bound in found if bound.minimum is not None or bound.maximum is not None)
+
+
+def _named(name: str, minimum: float | None, maximum: float | None) -> Bound:
+    """What falls out on either side is called by the score."""
+    return Bound(name, minimum, maximum, name, name)
 
 
 def own_digests(own_paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""What a device does beside computing: copies to and from host memory."""

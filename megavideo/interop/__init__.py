@@ -1,0 +1,1 @@
+"""Models of others, in and out: names and folders of diffusers and of the original Wan, adapters, checks."""

@@ -1,0 +1,162 @@
+"""`megavideo export`: a checkpoint into a folder or file that others load."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megavideo.config.schema.export import ExportRun
+from megavideo.interop.export.configs import check_expressible, diffusers_config, original_config, single_file_notes
+from megavideo.interop.export.output import making, write_json
+from megavideo.interop.export.parts import run_encoders
+from megavideo.interop.export.pipeline import Pipeline, plan_pipeline
+from megavideo.interop.export.source import ExportSource
+from megavideo.interop.export.tensor_files import TensorFile, index_of, named_files, plan_files, write_tensor_file
+from megavideo.interop.export.verify import Verified, verify
+from megavideo.interop.names import Dialect, tensor_rules
+from megavideo.observe.progress import format_bytes
+
+_STEM = "diffusion_pytorch_model"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_GB = 1e9
+_SAY_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file of the export, named from `out`, and its size; that of what it leads to where it is a link."""
+
+    file: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported. `notes` say what whoever loads it has to know."""
+
+    out: str
+    format: str
+    step: int
+    weights: str
+    dtype: str
+    num_parameters: int
+    num_tensors: int
+    size_bytes: int
+    seconds: float
+    verify: Verified | None
+    files: tuple[WrittenFile, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Transformer:
+    """The files of the network, in the folder `home` of the export, and their config.json; None for one file alone."""
+
+    dialect: Dialect
+    dtype: torch.dtype
+    files: tuple[TensorFile, ...]
+    config: Mapping[str, object] | None
+    home: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files)
+
+
+def export(cfg: ExportRun, checkpoint: Path) -> ExportReport:
+    """Export the checkpoint in the folder `checkpoint`; nothing is left where that fails.
+
+    Raises ConfigError for a run that the format cannot express and for an `out` that is there, CheckpointError where
+    the checkpoint is damaged, of another model or not finite, and DataError where a part of the pipeline is missing or
+    the disk refuses. Whether diffusers gives the same numbers is told by the report alone.
+    """
+    begin = time.monotonic()
+    source = ExportSource(checkpoint, cfg.weights)
+    check_expressible(source.config.model)
+    transformer = _plan(cfg, source)
+    with ExitStack() as stack:
+        pipeline: Pipeline | None = None
+        if cfg.format == "pipeline":
+            pipeline = plan_pipeline(cfg, source.config, stack.enter_context(run_encoders(source, cfg.parts)))
+        total = transformer.num_bytes + (pipeline.num_bytes if pipeline else 0)
+        working = stack.enter_context(making(Path(cfg.out), total, is_file=cfg.format == "single"))
+        progress = _Progress(total)
+        _write(working / transformer.home, transformer, source, progress)
+        if pipeline is not None:
+            pipeline.write(working, progress.add)
+        files = tuple(
+            WrittenFile(path.relative_to(working).as_posix(), path.stat().st_size)
+            for path in sorted(working.rglob("*"))
+            if path.is_file()
+        )
+    seconds = time.monotonic() - begin
+    notes = pipeline.notes if pipeline else ()
+    if transformer.dialect == "wan":
+        notes = single_file_notes(source.config.model)
+    return ExportReport(
+        out=cfg.out,
+        format=cfg.format,
+        step=source.manifest.step,
+        weights=cfg.weights,
+        dtype=cfg.dtype,
+        num_parameters=sum(math.prod(shape) for shape in source.shapes.values()),
+        num_tensors=sum(len(file.tensors) for file in transformer.files),
+        size_bytes=sum(file.size_bytes for file in files),
+        seconds=seconds,
+        verify=_verified(Path(cfg.out), transformer, source) if cfg.verify else None,
+        files=files,
+        notes=notes,
+    )
+
+
+def _plan(cfg: ExportRun, source: ExportSource) -> _Transformer:
+    model, dtype = source.config.model, _DTYPES[cfg.dtype]
+    dialect: Dialect = "wan" if cfg.format in ("wan", "single") else "diffusers"
+    limit = math.inf if cfg.format == "single" else cfg.shard_gb * _GB
+    files = plan_files(tensor_rules(model, dialect), model, source.shapes, dtype, limit)
+    if cfg.format == "single":
+        return _Transformer(dialect, dtype, (TensorFile(Path(cfg.out).name, files[0]),), None)
+    config = original_config(model) if dialect == "wan" else diffusers_config(model)
+    home = "transformer" if cfg.format == "pipeline" else ""
+    return _Transformer(dialect, dtype, named_files(_STEM, files), config, home)
+
+
+def _write(folder: Path, transformer: _Transformer, source: ExportSource, progress: _Progress) -> None:
+    folder.mkdir(exist_ok=True)
+    for file in transformer.files:
+        write_tensor_file(folder / file.name, file.groups, source.config.model, source.value, progress.add)
+    if transformer.config is not None:
+        write_json(folder / "config.json", transformer.config)
+    if len(transformer.files) > 1:
+        write_json(folder / f"{_STEM}.safetensors.index.json", index_of(transformer.files))
+
+
+def _verified(out: Path, transformer: _Transformer, source: ExportSource) -> Verified:
+    _log.info("loading it in diffusers, and comparing one forward pass")
+    names: Sequence[str] = [file.name for file in transformer.files]
+    paths = [out] if out.is_file() else [out / transformer.home / name for name in names]
+    return verify(paths, transformer.dialect, source, transformer.dtype)
+
+
+class _Progress:
+    """Logs a line every few seconds, and at the end."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total, self._done = total_bytes, 0
+        self._said = time.monotonic()
+
+    def add(self, num_bytes: int) -> None:
+        """So many bytes more were written."""
+        self._done += num_bytes
+        now = time.monotonic()
+        if self._done >= self._total or now - self._said >= _SAY_SECONDS:
+            self._said = now
+            _log.info("exported %s of %s", format_bytes(self._done), format_bytes(self._total))

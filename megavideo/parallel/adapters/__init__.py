@@ -1,0 +1,1 @@
+"""Low-rank adapters beside the linear layers of a model (LoRA), under every layout."""
