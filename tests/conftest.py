@@ -21,6 +21,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Where no name server answers, torch's store and gloo would wait 10 s and more for the names of this machine, each time.
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 
 # Tests of a folder that stay on one worker: those that use a fixture which is made once and costs much, or (None) all,

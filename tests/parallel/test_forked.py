@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from megavideo.parallel.processes.distributed import read_launch
-from megavideo.parallel.processes.forked import name_rank
+from megavideo.parallel.processes.forked import name_rank, stay_on_this_machine
 
 SECONDS = 120.0
 
@@ -39,6 +39,13 @@ def test_ranks_are_their_own_wherever_their_parent_was_started(start: dict[str, 
     assert read_launch(environment) == (1, 1, 2)
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("127.0.0.1", "4321")
     assert "TORCHELASTIC_USE_AGENT_STORE" not in environment
+    assert environment["GLOO_SOCKET_IFNAME"].startswith("lo")
+
+
+def test_an_interface_that_is_named_stays() -> None:
+    environment = {"GLOO_SOCKET_IFNAME": "eth7"}
+    stay_on_this_machine(environment)
+    assert environment == {"GLOO_SOCKET_IFNAME": "eth7"}
 
 
 def test_ranks_of_a_killed_process_end(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from megavideo.config.layout import Layout
 from megavideo.errors import ConfigError, RanksMissing
 from megavideo.parallel.processes.environment import chip_generation, gpu_environment
+from megavideo.parallel.processes.forked import stay_on_this_machine
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 _STORE_TIMEOUT = timedelta(seconds=5)
@@ -187,6 +188,7 @@ def process_group(
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         # at a store of its own: torchrun's, which this says to look for, does not listen at that port
         os.environ.update(MASTER_PORT=str(free_port()), TORCHELASTIC_USE_AGENT_STORE="False")
+        stay_on_this_machine(os.environ)
     store = _met(world_size, meeting)
     try:
         dist.init_process_group(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import threading
 from collections.abc import MutableMapping
 
@@ -24,6 +25,17 @@ def name_rank(environment: MutableMapping[str, str], rank: int, world_size: int,
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
     environment.update({name: str(value) for name, value in zip(names, (rank, rank, world_size, port), strict=True)})
     environment["MASTER_ADDR"] = "127.0.0.1"
+    stay_on_this_machine(environment)
+
+
+def stay_on_this_machine(environment: MutableMapping[str, str]) -> None:
+    """Let gloo bind to the loopback interface, unless one is named already.
+
+    Else it asks the name server for this host's own name at every new group: for 10 s where none answers.
+    """
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        environment.setdefault("GLOO_SOCKET_IFNAME", loopback)
 
 
 def end_with_parent() -> None:
