@@ -21,7 +21,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Where no name server answers, torch's store and gloo would wait 10 s and more for the names of this machine, each time.
+# Where no name server answers, torch's store and gloo would wait 10 s for the names of this machine, each time.
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
