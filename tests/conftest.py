@@ -49,6 +49,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=_place_in_order)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail where xdist does not see the groups, which makes fixtures anew for every worker and starts two Slurms."""
+    if os.environ.get("PYTEST_XDIST_WORKER") and session.config.getoption("loadgroup", default=False):
+        assert all("@" in item.nodeid for item in session.items), "this pytest and this xdist do not group tests"
+
+
 def _place_in_order(item: pytest.Item) -> int:
     name = item.nodeid
     return next((place for place, first in enumerate(_FIRST) if name.startswith(first)), len(_FIRST))
