@@ -135,7 +135,10 @@ def _convert(hint: Any, value: Any, place: str, metadata: Mapping[str, Any]) -> 
 def _scalar(kind: Any, value: Any, place: str, hint: Any) -> Any:
     """A bool is no int here, an int serves as a float, and nothing is parsed out of text."""
     if kind is float and type(value) in (int, float):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an int beyond any float
+            number = math.inf
         if math.isnan(number) or math.isinf(number):
             raise ConfigError(place, value, "must be a finite number", "give a number, as 0.5 or 1e-4")
         return number

@@ -89,6 +89,7 @@ def test_an_integer_serves_as_a_float() -> None:
         ("optim.lr=${nowhere}", "train", ["nowhere"]),
         ("optim.lr=nan", "optim.lr", ["finite"]),
         ("optim.lr=inf", "optim.lr", ["finite"]),
+        pytest.param(f"optim.lr={10**400}", "optim.lr", ["finite"], id="beyond any float"),
         ("optim.lr=fast", "optim.lr", ["must be float, not text", "give a number, as optim.lr="]),
         ("optim.lr=0", "optim.lr", ["> 0", "1e-5 to 2e-3"]),
         ("model.layers=0", "model.layers", [">= 1"]),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ BAD_SAMPLE = 3
 # one of two ranks alone meets a gradient that is not a number, in a parameter that it holds under each of these
 NAN_ON_ONE = ("tp2-zero0", "tp2-sp-zero0", "tp2-sp-zero1", "pp2-zero0", "pp2-zero1", "cp2-ring-zero0", "dp2-zero3")
 SPLIT_ON_TWO = ("tp2", "tp2-sp", "cp2-ring", "pp2", "dp2-zero1")
+
+# runs of the default tests: one of each kind
+QUICK_ON_TWO = frozenset((
+    "two_zero1", "moved", "spoiled_zero1", "spoiled_tp2-sp-zero1", "spoiled_pp2-zero1", "spoiled_cp2-ring-zero3",
+    "split_tp2-sp", "split_pp2", "split_dp2-zero1", "nan_tp2-sp-zero1", "nan_pp2-zero0", "nan_dp2-zero3",
+    "other_noise_later", "other_samples", "hopeless_zero1", "torn", "file_fails", "manifest_fails",
+))  # fmt: skip
+QUICK_ON_ONE = frozenset(("one_zero0", "moved", "learning", "ddpm_v", "conditions", "no_average"))
+QUICK_ON_FOUR = frozenset(("four_zero1", "other_noise_of_three"))
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,44 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
+@dataclass
+class Runs(Mapping[str, list[Outcome]]):
+    """Outcomes by rank, by the name of a run: those of `quick` share a start of processes, made when one is asked for.
+
+    Each other is started by itself, as only slow tests ask for it.
+    """
+
+    cases: Mapping[str, Case]
+    quick: frozenset[str]
+    folder: Path
+    processes: int
+    _found: dict[str, list[Outcome]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> list[Outcome]:
+        if name not in self._found:
+            names = [n for n in self.cases if _base(n) in self.quick] if _base(name) in self.quick else [name]
+            cases = [self.cases[n] for n in names]
+            logs = self.folder / str(len(self._found))
+            self._found |= zip(names, run_cases(cases, logs, processes=self.processes), strict=True)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+
+def _base(name: str) -> str:
+    return name.removesuffix(" again")
+
+
+def slow_but(names: Iterable[str], quick: Iterable[str]) -> list[Any]:
+    """Parameters of a test: those of `quick` as they are, the others for slow runs."""
+    quick = set(quick)
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def parity_words(place: Place, name: str, layout: str, **settings: Any) -> list[str]:
     """One run that every layout must do alike: four packs a step."""
     given = {"train__packs_per_step": 4, "train__steps": STEPS, "checkpoint__every": 7, **settings}
@@ -122,8 +170,8 @@ def _failing(place: Place, name: str, where: str, rank: int) -> list[Case]:
 
 
 @pytest.fixture(scope="session")
-def on_two(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
-    """Outcomes, by rank, of the runs on two processes; the second start of a run has ` again` after its name."""
+def on_two(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The runs on two processes; the second start of a run has ` again` after its name."""
     cases = {
         "two_zero1": Case(parity_words(place, "two_zero1", "dp2-zero1")),
         "two_zero0": Case(parity_words(place, "two_zero0", "dp2-zero0")),
@@ -156,15 +204,13 @@ def on_two(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         ("manifest", "save_job.manifest_of", 0),
     ):
         cases[f"{name}_fails"], cases[f"{name}_fails again"] = _failing(place, f"{name}_fails", where, rank)
-    outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("on_two"), processes=2)
-    return dict(zip(cases, outcomes, strict=True))
+    return Runs(cases, QUICK_ON_TWO, tmp_path_factory.mktemp("on_two"), 2)
 
 
 @pytest.fixture(scope="session")
-def on_one(
-    place: Place, on_two: dict[str, list[Outcome]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[Outcome]]:
-    """Outcomes of the runs on one process; `moved` goes on from what two processes left."""
+def on_one(place: Place, on_two: Runs, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The runs on one process; `moved` goes on from what two processes left."""
+    assert [outcome.error for outcome in on_two["moved"]] == [None, None]
     learning = {"train__steps": 60, "optim__lr": 4e-3, "data__tokens_per_pack": 16, "train__packs_per_step": 1}
     cases = {
         "one_zero0": Case(parity_words(place, "one_zero0", "zero0")),
@@ -178,13 +224,12 @@ def on_one(
         "conditions": Case(place.words("conditions", diffusion="flow_conditions", model__fps_conditioning="true")),
         "no_average": Case(place.words("no_average", optim__ema_decay=None, optim__clip=None)),
     }
-    outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("on_one"), processes=1)
-    return dict(zip(cases, outcomes, strict=True))
+    return Runs(cases, QUICK_ON_ONE, tmp_path_factory.mktemp("on_one"), 1)
 
 
 @pytest.fixture(scope="session")
-def on_four(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
-    """Outcomes of the runs on four processes."""
+def on_four(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The runs on four processes."""
     cases = {
         "four_zero0": Case(parity_words(place, "four_zero0", "dp4-zero0")),
         "four_zero1": Case(parity_words(place, "four_zero1", "dp4-zero1")),
@@ -192,5 +237,4 @@ def on_four(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "other_noise_four": _other_noise(place, "other_noise_four", "tp2-dp2", 3),
         "other_noise_of_three": _other_noise(place, "other_noise_of_three", "tp2-sp-cp2-ring", 0),
     }
-    outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("on_four"), processes=4)
-    return dict(zip(cases, outcomes, strict=True))
+    return Runs(cases, QUICK_ON_FOUR, tmp_path_factory.mktemp("on_four"), 4)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from megavideo.testing.train_cases import Outcome
-from tests.train.conftest import Place
+from tests.train.conftest import Place, Runs
 
 
-def test_a_damaged_shard_ends_every_rank_with_its_name(place: Place, on_two: dict[str, list[Outcome]]) -> None:
+def test_a_damaged_shard_ends_every_rank_with_its_name(place: Place, on_two: Runs) -> None:
     outcomes = on_two["torn"]
     assert [outcome.error for outcome in outcomes] == ["DataError", "DataError"]
     assert all("shard.00002.mds" in outcome.message and "damaged" in outcome.message for outcome in outcomes)

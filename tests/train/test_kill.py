@@ -9,13 +9,13 @@ import pytest
 
 from megavideo.checkpoint.read import CheckpointReader
 from megavideo.testing.launch import Launched, run
-from megavideo.testing.train_cases import Outcome
-from tests.train.conftest import STEPS, Place, parity_words
+from tests.train.conftest import STEPS, Place, Runs, parity_words
 
 UNINTERRUPTED = "two_zero1"
 
 
-def test_a_killed_run_goes_on(place: Place, on_two: dict[str, list[Outcome]]) -> None:
+def test_a_killed_run_goes_on(place: Place, on_two: Runs) -> None:
+    assert all(outcome.error is None for outcome in on_two[UNINTERRUPTED])
     seed = secrets.randbelow(10_000)
     draw = random.Random(seed)
     # the last checkpoint lies two to four steps back, so that steps are lost and must be made again

@@ -8,22 +8,22 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from megavideo.testing.train_cases import Outcome
 from megavideo.train.loss.term_labels import TermLabels
 from megavideo.train.packs.noising import TrainBatch
 from megavideo.train.packs.same_input import PARTS, differing, input_hashes
 from megavideo.types import PackedBatch
-from tests.train.conftest import Place
-
-Outcomes = dict[str, list[Outcome]]
+from tests.train.conftest import QUICK_ON_FOUR, Place, Runs, slow_but
 
 
 @pytest.mark.parametrize(
     ("name", "step", "what"),
-    [("other_noise", 1, "timesteps, noise"), ("other_noise_later", 4, "timesteps, noise"),
-     ("other_samples", 1, "samples, texts, timesteps, noise")],
-)  # fmt: skip
-def test_a_rank_with_other_inputs_is_named(place: Place, on_two: Outcomes, name: str, step: int, what: str) -> None:
+    [
+        pytest.param("other_noise", 1, "timesteps, noise", marks=pytest.mark.slow),
+        ("other_noise_later", 4, "timesteps, noise"),
+        ("other_samples", 1, "samples, texts, timesteps, noise"),
+    ],
+)
+def test_a_rank_with_other_inputs_is_named(place: Place, on_two: Runs, name: str, step: int, what: str) -> None:
     for outcome in on_two[name]:
         assert outcome.error == "DataError"
         assert outcome.message.startswith(f"step {step}: ranks of one tp, cp and pp group must")
@@ -34,8 +34,8 @@ def test_a_rank_with_other_inputs_is_named(place: Place, on_two: Outcomes, name:
         assert len(place.losses(name)) == step - 1
 
 
-@pytest.mark.parametrize("name", ["other_noise_four", "other_noise_of_three"])
-def test_ranks_of_the_other_groups_end_too(place: Place, on_four: Outcomes, name: str) -> None:
+@pytest.mark.parametrize("name", slow_but(["other_noise_four", "other_noise_of_three"], QUICK_ON_FOUR))
+def test_ranks_of_the_other_groups_end_too(place: Place, on_four: Runs, name: str) -> None:
     text = {"other_noise_four": "rank 3 has other timesteps, noise than rank 2",
             "other_noise_of_three": "rank 0 has other timesteps, noise than rank 1, 2, 3"}[name]  # fmt: skip
     assert [outcome.error for outcome in on_four[name]] == ["DataError"] * 4

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from megavideo.testing.train_cases import Outcome
-from tests.train.conftest import Place
+from tests.train.conftest import Place, Runs
 
 
-@pytest.mark.parametrize(("name", "rank"), [("file_fails", 1), ("folder_fails", 0), ("manifest_fails", 0)])
-def test_the_run_goes_on_without_that_checkpoint(
-    place: Place, on_two: dict[str, list[Outcome]], name: str, rank: int
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [("file_fails", 1), pytest.param("folder_fails", 0, marks=pytest.mark.slow), ("manifest_fails", 0)],
+)
+def test_the_run_goes_on_without_that_checkpoint(place: Place, on_two: Runs, name: str, rank: int) -> None:
     assert all(outcome.report and outcome.report["steps"] == 8 for outcome in on_two[name])
     (fault,) = place.faults(name)
     assert (fault["step"], fault["kind"]) == (4, "save_failed")
