@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,39 +46,14 @@ def num_processes(layout: str) -> int:
     return parsed.model_size * (parsed.dp or 1)
 
 
-def run_routes(
-    place: Place, routes: Mapping[str, Route], logs: Path, *, first: Sequence[list[str]] = ()
-) -> dict[str, list[list[Outcome]]]:
-    """Outcomes of each route by leg and rank; `first` are words of runs on one process before them.
-
-    Legs that need as many processes share a start of them.
-    """
-    outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in routes}
-    processes, starts = 1, 0
-    while unfinished := [name for name in routes if len(outcomes[name]) < len(routes[name].layouts)]:
-        cases = [Case(given) for given in first] if starts == 0 else []
-        names: list[str] = []
-        for name in unfinished:
-            route, done = routes[name], len(outcomes[name])
-            for leg, layout in enumerate(route.layouts[done:], done + 1):
-                if num_processes(layout) != processes:
-                    break
-                names.append(name)
-                cases.append(Case(words(place, name, layout, leg * LEG, route.settings)))
-        if cases:
-            found = run_cases(cases, logs / f"start_{starts}", processes=processes)
-            for name, outcome in zip(names, found[len(cases) - len(names) :], strict=True):
-                outcomes[name].append(outcome)
-            starts += 1
-        processes = _next_processes(routes, outcomes)
+def run_route(place: Place, name: str, route: Route, logs: Path) -> list[list[Outcome]]:
+    """Outcomes by leg and rank. Legs in a row that need as many processes share a start of them."""
+    outcomes: list[list[Outcome]] = []
+    legs = enumerate(route.layouts, 1)
+    for processes, together in itertools.groupby(legs, lambda leg: num_processes(leg[1])):
+        cases = [Case(words(place, name, layout, leg * LEG, route.settings)) for leg, layout in together]
+        outcomes += run_cases(cases, logs / f"start_{len(outcomes)}", processes=processes)
     return outcomes
-
-
-def _next_processes(routes: Mapping[str, Route], outcomes: Mapping[str, list[list[Outcome]]]) -> int:
-    for name, route in routes.items():
-        if len(outcomes[name]) < len(route.layouts):
-            return num_processes(route.layouts[len(outcomes[name])])
-    return 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.train_cases import Case, Outcome, run_cases
-from tests.train.conftest import Place
+from tests.train.conftest import Place, slow_but
 from tests.train.routes import (
     DATA,
     LEG,
@@ -18,7 +18,7 @@ from tests.train.routes import (
     Route,
     furthest_state,
     run_pairs,
-    run_routes,
+    run_route,
     times_saved,
     words,
 )
@@ -30,7 +30,8 @@ ROUTES = {
 IN_BF16 = "in_bf16"
 BF16_ROUTE = Route(("dp2-zero1", "tp2-sp-zero1", "pp2-zero1", "tp2-sp-pp2-zero1"), {"train__precision": "bf16"})
 STAYS = "stays"
-LEGS = [(name, leg) for name, route in ROUTES.items() for leg in range(1, len(route.layouts) + 1)]
+ALL_ROUTES = {**ROUTES, IN_BF16: BF16_ROUTE}
+QUICK = ("to_four_and_one",)
 
 # every one goes on from every other in the slow test: five steps after the first two
 EVERY = Pairs(
@@ -42,7 +43,7 @@ EVERY = Pairs(
     steps=LEG + 5,
 )  # fmt: skip
 
-Runs = dict[str, list[list[Outcome]]]
+Outcomes = tuple[str, list[list[Outcome]]]  # a route's name, and its outcomes by leg and rank
 
 
 @pytest.fixture(scope="session")
@@ -52,27 +53,42 @@ def flat(place: Place) -> None:
 
 
 @pytest.fixture(scope="session")
-def routes(place: Place, flat: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Outcomes of all routes, by leg and rank."""
+def stays(place: Place, flat: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The run that stays in one process, as far as the longest route."""
     longest = LEG * max(len(route.layouts) for route in ROUTES.values())
-    stays = words(place, STAYS, "zero0", longest, {})
-    return run_routes(place, {**ROUTES, IN_BF16: BF16_ROUTE}, tmp_path_factory.mktemp("routes"), first=[stays])
+    case = Case(words(place, STAYS, "zero0", longest, {}))
+    [[outcome]] = run_cases([case], tmp_path_factory.mktemp("stays"), processes=1)
+    assert outcome.error is None, outcome.message
 
 
-@pytest.mark.parametrize("name", [*ROUTES, IN_BF16])
-def test_each_leg_goes_on_where_the_one_before_ended(place: Place, routes: Runs, name: str) -> None:
-    for leg, outcomes in enumerate(routes[name], 1):
+@pytest.fixture(scope="session")
+def route(
+    place: Place, stays: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Outcomes:
+    """A route that the run is sent on."""
+    name = request.param
+    return name, run_route(place, name, ALL_ROUTES[name], tmp_path_factory.mktemp("route"))
+
+
+_EACH = pytest.mark.parametrize("route", slow_but(ALL_ROUTES, QUICK), indirect=True)
+_EACH_IN_FP32 = pytest.mark.parametrize("route", slow_but(ROUTES, QUICK), indirect=True)
+
+
+@_EACH
+def test_each_leg_goes_on_where_the_one_before_ended(route: Outcomes) -> None:
+    for leg, outcomes in enumerate(route[1], 1):
         assert [(outcome.error, outcome.message) for outcome in outcomes] == [(None, "")] * len(outcomes)
         reports = [outcome.report for outcome in outcomes if outcome.report]
         assert [report["rank"] for report in reports] == list(range(len(outcomes)))
         assert {report["resumed_at"] for report in reports} == {LEG * (leg - 1)}
         assert {report["skipped"] for report in reports} == {0}
-    parameters = {outcome.report["parameters"] for leg in routes[name] for outcome in leg if outcome.report}
+    parameters = {outcome.report["parameters"] for leg in route[1] for outcome in leg if outcome.report}
     assert len(parameters) == 1
 
 
-@pytest.mark.parametrize("name", list(ROUTES))
-def test_losses_are_those_of_one_process(place: Place, routes: Runs, name: str) -> None:
+@_EACH_IN_FP32
+def test_losses_are_those_of_one_process(place: Place, route: Outcomes) -> None:
+    name, _ = route
     losses, expected = place.losses(name), place.losses(STAYS)
     furthest = max(abs(mine - theirs) / theirs for mine, theirs in zip(losses, expected, strict=True))
     print(f"{name}: {expected[0]:.4f} -> {expected[-1]:.4f}, at most {furthest:.1e} from one process")
@@ -82,35 +98,41 @@ def test_losses_are_those_of_one_process(place: Place, routes: Runs, name: str) 
     assert norms == pytest.approx(expected, rel=1e-4)
 
 
-def test_losses_in_bf16(place: Place, routes: Runs) -> None:
-    losses = place.losses(IN_BF16)
+@pytest.mark.slow
+@pytest.mark.parametrize("route", [IN_BF16], indirect=True)
+def test_losses_in_bf16(place: Place, route: Outcomes) -> None:
+    losses = place.losses(route[0])
     assert len(losses) == LEG * len(BF16_ROUTE.layouts)
     expected = place.losses(STAYS)[: len(losses)]
     assert losses == pytest.approx(expected, rel=2e-2)
     assert losses != pytest.approx(expected, rel=1e-5)  # it was bf16
 
 
-@pytest.mark.parametrize(("name", "leg"), LEGS)
-def test_states_are_those_of_one_process(place: Place, routes: Runs, name: str, leg: int) -> None:
-    reader, expected = place.reader(name, leg * LEG), place.reader(STAYS, leg * LEG)
-    assert reader.manifest.layout.startswith(ROUTES[name].layouts[leg - 1])
-    assert reader.manifest.states == set(STATES)
-    assert reader.manifest.shapes == expected.manifest.shapes
-    assert reader.manifest.optimizer_steps == expected.manifest.optimizer_steps == leg * LEG
-    found = {state: furthest_state(reader, expected, state) for state in STATES}
-    print(f"{reader.manifest.layout}: " + ", ".join(f"{state} {far:.1e}" for state, (far, _) in found.items()))
-    assert max(far for far, _ in found.values()) <= 1e-5, found
+@_EACH_IN_FP32
+def test_states_are_those_of_one_process(place: Place, route: Outcomes) -> None:
+    name, legs = route
+    for leg in range(1, len(legs) + 1):
+        reader, expected = place.reader(name, leg * LEG), place.reader(STAYS, leg * LEG)
+        assert reader.manifest.layout.startswith(ROUTES[name].layouts[leg - 1])
+        assert reader.manifest.states == set(STATES)
+        assert reader.manifest.shapes == expected.manifest.shapes
+        assert reader.manifest.optimizer_steps == expected.manifest.optimizer_steps == leg * LEG
+        found = {state: furthest_state(reader, expected, state) for state in STATES}
+        print(f"{reader.manifest.layout}: " + ", ".join(f"{state} {far:.1e}" for state, (far, _) in found.items()))
+        assert max(far for far, _ in found.values()) <= 1e-5, found
 
 
-@pytest.mark.parametrize(("name", "leg"), [*LEGS, *((IN_BF16, leg + 1) for leg in range(len(BF16_ROUTE.layouts)))])
-def test_each_element_is_saved_once(place: Place, routes: Runs, name: str, leg: int) -> None:
-    manifest = place.reader(name, leg * LEG).manifest
-    counts = times_saved(manifest)
-    assert set(counts) == set(itertools.product(STATES, manifest.shapes))
-    assert [key for key, count in counts.items() if not bool((count == 1).all())] == []
+@_EACH
+def test_each_element_is_saved_once(place: Place, route: Outcomes) -> None:
+    name, legs = route
+    for leg in range(1, len(legs) + 1):
+        manifest = place.reader(name, leg * LEG).manifest
+        counts = times_saved(manifest)
+        assert set(counts) == set(itertools.product(STATES, manifest.shapes))
+        assert [key for key, count in counts.items() if not bool((count == 1).all())] == []
 
 
-def test_states_of_other_steps_would_not_pass(place: Place, routes: Runs) -> None:
+def test_states_of_other_steps_would_not_pass(place: Place, stays: None) -> None:
     """The comparison itself: a step apart, no state is equal."""
     for state in STATES:
         far, _ = furthest_state(place.reader(STAYS, LEG), place.reader(STAYS, 2 * LEG), state)

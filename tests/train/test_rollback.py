@@ -11,14 +11,15 @@ import pytest
 
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.settings import micro_config
-from megavideo.testing.train_cases import Case, Outcome, run_cases
+from megavideo.testing.train_cases import Case
 from megavideo.train.rollback import nothing_before, too_often
 from megavideo.types import Grid
-from tests.train.conftest import Place
+from tests.train.conftest import Place, Runs, slow_but
 
 BAD = 3
 STEPS = 9
 LAYOUTS = ("dp2-zero1", "tp2-sp-zero1", "pp2-zero1", "dp2-zero3")
+QUICK = ("dp2-zero1", "pp2-zero1")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def words(there: Place, name: str, **settings: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def on_two(there: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
+def on_two(there: Place, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     cases = {}
     for layout in LAYOUTS:
         skipping = words(there, f"skips {layout}", layout=layout)
@@ -45,12 +46,12 @@ def on_two(there: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     cases["unsaved"] = Case(words(there, "unsaved", layout="dp2-zero1", guard__max_skipped=1, checkpoint__every=1000))
     bad = there.run(f"skips {LAYOUTS[0]}") / "bad_samples.txt"
     cases["without"] = Case(words(there, "without", layout="dp2-zero1", guard__exclude=f'"{bad}"'))
-    outcomes = run_cases(list(cases.values()), tmp_path_factory.mktemp("two"), processes=2)
-    return dict(zip(cases, outcomes, strict=True))
+    slow = {f"{kind} {layout}" for kind in ("skips", "back") for layout in LAYOUTS if layout not in QUICK}
+    return Runs(cases, frozenset(cases) - slow, tmp_path_factory.mktemp("two"), 2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_going_back_leads_to_what_skipping_does(there: Place, on_two: dict[str, list[Outcome]], layout: str) -> None:
+@pytest.mark.parametrize("layout", slow_but(LAYOUTS, QUICK))
+def test_going_back_leads_to_what_skipping_does(there: Place, on_two: Runs, layout: str) -> None:
     skipped, back = on_two[f"skips {layout}"][0].report, on_two[f"back {layout}"][0].report
     assert skipped is not None and back is not None
     assert skipped["skipped"] >= 2 and skipped["rollbacks"] == 0
@@ -63,7 +64,7 @@ def test_going_back_leads_to_what_skipping_does(there: Place, on_two: dict[str, 
     assert all(row.get("passed_over") and row["loss"] is None for row in others if row["skipped"])
 
 
-def test_each_rollback_is_told_with_its_steps(there: Place, on_two: dict[str, list[Outcome]]) -> None:
+def test_each_rollback_is_told_with_its_steps(there: Place, on_two: Runs) -> None:
     assert on_two["back dp2-zero1"][0].error is None
     faults = there.faults("back dp2-zero1")
     steps = [row["step"] for row in there.rows("back dp2-zero1") if row["skipped"]]
@@ -72,19 +73,19 @@ def test_each_rollback_is_told_with_its_steps(there: Place, on_two: dict[str, li
     assert len(named) == len(steps) and len(set(named)) == 1
 
 
-def test_bad_samples_are_listed_for_the_next_start(there: Place, on_two: dict[str, list[Outcome]]) -> None:
+def test_bad_samples_are_listed_for_the_next_start(there: Place, on_two: Runs) -> None:
     assert on_two["skips dp2-zero1"][0].error is None
     assert (there.run("skips dp2-zero1") / "bad_samples.txt").read_text() == f"sample-{BAD}\n"
     without = on_two["without"][0].report
     assert without is not None and without["skipped"] == 0
 
 
-def test_a_run_that_may_not_go_back_ends_with_its_reason(on_two: dict[str, list[Outcome]]) -> None:
+def test_a_run_that_may_not_go_back_ends_with_its_reason(on_two: Runs) -> None:
     assert [outcome.error for outcome in on_two["few"]] == ["NumericsError"] * 2
     assert "guard.max_rollbacks" in (on_two["few"][0].message or "")
 
 
-def test_a_run_without_a_way_back_tells_why_and_what_to_do(there: Place, on_two: dict[str, list[Outcome]]) -> None:
+def test_a_run_without_a_way_back_tells_why_and_what_to_do(there: Place, on_two: Runs) -> None:
     """The bad sample comes before the first checkpoint is due."""
     assert [outcome.error for outcome in on_two["unsaved"]] == ["NumericsError"] * 2
     (fault,) = there.faults("unsaved")

@@ -23,14 +23,14 @@ WITH_TERMS = ParitySpec(heads=4, num_layers=2, tokens=48, packs_per_step=2, loss
 
 ON_ONE = [(FP32, ["zero0", "zero1"])]
 ON_TWO = [
-    (FP32, ["dp2-zero0", "dp2-zero2-offload", "dp2-zero3", "tp2-sp-zero1", "cp2-ring", "pp2"]),
-    (DEEP, ["pp2-dualpipev"]),
-    (BF16, ["dp2-zero1", "pp2-zero1"]),
+    (FP32, ["dp2-zero3", "tp2-sp-zero1", "cp2-ring", "pp2"]),
+    (BF16, ["dp2-zero1"]),
 ]
 ON_FOUR = [(FP32, ["tp2-sp-pp2-zero1"])]
 MORE_ON_TWO = [
-    (FP32, ["dp2-zero1", "dp2-zero2", "tp2", "cp2-ulysses", "pp2-zero1"]),
-    (BF16, ["dp2-zero2", "dp2-zero3", "tp2-sp-zero1"]),
+    (FP32, ["dp2-zero0", "dp2-zero1", "dp2-zero2", "dp2-zero2-offload", "tp2", "cp2-ulysses", "pp2-zero1"]),
+    (DEEP, ["pp2-dualpipev"]),
+    (BF16, ["dp2-zero2", "dp2-zero3", "tp2-sp-zero1", "pp2-zero1"]),
     (WITH_TERMS, ["cp2-ulysses"]),
 ]
 MORE_ON_FOUR = [
