@@ -12,11 +12,16 @@ from threading import Barrier
 from megavideo.testing.launch import Finished
 
 _TIMEOUT_SECONDS = 240.0
-_PRELOAD = ["megavideo.parity.preload", "megavideo.train.run", "megavideo.encoders.encode.run", "cv2", "boto3"]
+# `pytest` is the main module of whoever starts them, which each would import anew
+_PRELOAD = [
+    "pytest", "tests.start_together", "megavideo.parity.preload", "megavideo.cli.main", "megavideo.config.load",
+    "megavideo.train.run", "megavideo.encoders.encode.run", "megavideo.generate.run", "megavideo.preflight.run",
+    "megavideo.interop.adapter_run", "megavideo.interop.export.run", "megavideo.interop.import_run", "cv2", "boto3",
+]  # fmt: skip
 
 
-def start_together(commands: Sequence[Sequence[str]], logs: Path) -> list[Finished]:
-    """How each command line ended, of processes that all began when the last of them was ready.
+def start_together(commands: Sequence[Sequence[str]], logs: Path, within: Path | None = None) -> list[Finished]:
+    """How each command line ended, of processes that began, in the folder `within`, when the last was ready.
 
     Raises RuntimeError where one does not end.
     """
@@ -27,7 +32,7 @@ def start_together(commands: Sequence[Sequence[str]], logs: Path) -> list[Finish
     files = [(logs / f"out_{number}.txt", logs / f"err_{number}.txt") for number in range(len(commands))]
     store = {name: value for name, value in os.environ.items() if name.startswith(("S3_", "AWS_"))}
     processes = [
-        context.Process(target=_main, args=(list(words), out, err, ready, store))
+        context.Process(target=_main, args=(list(words), (out, err), ready, store, within))
         for words, (out, err) in zip(commands, files, strict=True)
     ]
     for process in processes:
@@ -48,12 +53,16 @@ def start_together(commands: Sequence[Sequence[str]], logs: Path) -> list[Finish
     return ended
 
 
-def _main(words: list[str], out: Path, err: Path, ready: Barrier, store: dict[str, str]) -> None:
+def _main(
+    words: list[str], logs: tuple[Path, Path], ready: Barrier, store: dict[str, str], within: Path | None
+) -> None:
     from megavideo.cli.main import main
     from megavideo.parallel.processes.distributed import leave
 
-    for path, descriptor in ((out, 1), (err, 2)):
+    for descriptor, path in enumerate(logs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     os.environ |= store | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if within is not None:
+        os.chdir(within)
     ready.wait()
     leave(main(words))

@@ -11,17 +11,26 @@ from pathlib import Path
 import pytest
 
 from megavideo.cli.main import main
+from megavideo.cli.verb_table import verb_names
+from megavideo.cli.verbs import checkpoint, lora
 from megavideo.data.dataset.dataset import open_dataset
 from megavideo.data.storage.owners import Claim, owning
-from megavideo.errors import RETRY_STATUS
+from megavideo.errors import RETRY_STATUS, CheckpointError
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.launch import Finished
 from megavideo.testing.settings import micro_words
+from tests.cli.double_starts import ENCODE, MAKERS
+from tests.cli.double_starts_of_runs import LOOKS
+from tests.cli.double_starts_of_runs import MAKERS as MAKERS_OF_RUNS
 from tests.encoders.encode_cases import write_film, write_list
 from tests.start_together import start_together
 
-_ENCODE = ("area=4096", "max_frames=5", "unit_clips=4", "autoencoder=pca", "autoencoder.channels=8",
-           "autoencoder.fit_clips=4", "text_encoder=bytes", "text_encoder.dim=64")  # fmt: skip
+
+def test_two_starts_are_tried_of_every_verb() -> None:
+    """A verb that is new gets a case, whether it writes or only looks; so does each action of those that have some."""
+    words = {" ".join(name.split()[:count]) for name in (*MAKERS, *MAKERS_OF_RUNS, *LOOKS) for count in (1, 2)}
+    actions = {f"checkpoint {name}" for name in checkpoint._ACTIONS} | {f"lora {name}" for name in lora._ACTIONS}
+    assert [name for name in (*verb_names(), *sorted(actions)) if name not in words] == []
 
 
 def assert_told(ended: list[Finished], verb: str) -> list[int]:
@@ -44,6 +53,17 @@ def test_a_run_folder_in_use_is_told_of_and_left_alone(tmp_path: Path, capsys: p
     assert "taken: in use by `megavideo train`, process" in told and "Remedy: wait until it has ended" in told
 
 
+def test_an_import_at_work_is_told_of_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["import", f"src={tmp_path / 'gone'}", f"out={tmp_path / 'run'}"]
+    with owning(tmp_path / "run", Claim("import", "out= another folder", is_file=True)):
+        assert main(words) == RETRY_STATUS
+    assert "run: in use by `megavideo import`, process" in capsys.readouterr().err
+    assert main(words) == CheckpointError.exit_status
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_trainings_at_once_tell_each_step_once(tmp_path: Path) -> None:
     write_dataset(str(tmp_path / "latents"), 12)
     words = micro_words(name="clash", output=tmp_path, data__uri=tmp_path / "latents", train__steps=12)
@@ -58,7 +78,7 @@ def test_two_trainings_at_once_tell_each_step_once(tmp_path: Path) -> None:
 def test_two_encodes_of_different_clips_leave_none_out_in_silence(tmp_path: Path) -> None:
     film = write_film(tmp_path / "film")
     lists = [write_list(tmp_path / "many", film, range(24)), write_list(tmp_path / "few", film, range(30, 32))]
-    commands = [["encode", f"src={src}", f"out={tmp_path / 'data'}", *_ENCODE] for src in lists]
+    commands = [["encode", f"src={src}", f"out={tmp_path / 'data'}", *ENCODE] for src in lists]
     statuses = assert_told(start_together(commands, tmp_path / "logs"), "encode")
     for number, status in enumerate(statuses):
         if status == RETRY_STATUS:

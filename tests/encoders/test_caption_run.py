@@ -24,6 +24,7 @@ from megavideo.encoders.captioner.clips import find_clips, frame_numbers, view_o
 from megavideo.encoders.captioner.result import weighted
 from megavideo.encoders.captioner.run import caption
 from megavideo.errors import ConfigError, DataError, OutputInUse
+from megavideo.observe.owner import owners_of
 from tests.data.clip_files import moving_square, write_captions, write_clip
 from tests.encoders.chat_server import ChatServer, Reply, chat_server, completion
 from tests.encoders.tiny_captioners import make_llava
@@ -93,6 +94,18 @@ def test_a_local_model_describes_raw_clips(clips: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / "captions.png") as sheet:
         assert sheet.size[1] > 3 * 48
     assert json.loads((tmp_path / "out" / "report.json").read_text())["num_captioned"] == 3
+
+
+def test_all_is_written_before_the_folder_is_given_up(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = []
+
+    def look(path: Path, *given: object) -> None:
+        owners.extend(owners_of(path.parent))
+
+    monkeypatch.setattr("megavideo.encoders.captioner.run.write_sheet", look)
+    with chat_server(echo) as server:
+        caption(settings(clips, *at(server)))
+    assert [owner.use for owner in owners] == ["caption"]
 
 
 def test_what_is_written_is_read_by_the_caption_table(clips: Path) -> None:

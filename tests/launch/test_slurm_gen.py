@@ -232,6 +232,28 @@ def test_a_run_that_is_not_there_is_not_evaluated(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [script]
 
 
+@pytest.mark.parametrize("status", [0, 75])
+def test_prompts_beside_the_samples_are_those_of_who_sampled(tmp_path: Path, status: int) -> None:
+    script = tmp_path / "evaluate.sbatch"
+    words = ["cluster=laptop_test", "cluster.nodes=2", "cluster.venv=null", "run=micro", "curriculum=none"]
+    script.write_text(render(*words)[script.name])
+    evaluation = tmp_path / "runs" / "micro" / "evaluation"
+    evaluation.mkdir(parents=True)
+    (evaluation / "prompts.txt").write_text("of another job, at work now")
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "srun").write_text(f'#!/bin/bash\n[[ $* != *" sample "* ]] || {{ cat "${{!#}}"; exit {status}; }}\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "MEGAVIDEO_PROMPTS": "mine.txt", "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_JOB_NAME": "evaluate", "SLURM_JOB_ID": "7",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status and done.stdout.endswith("mine"), done.stderr
+    assert ((evaluation / "prompts.txt").read_text() == "mine") == (status == 0)
+
+
 def test_nothing_is_written_for_a_layout_that_does_not_fit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     status, found = report(capfd, "cluster.nodes=1", f"out={tmp_path}")
     assert status == 2 and found["error"]["field"] == "layout"

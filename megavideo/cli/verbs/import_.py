@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from megavideo.cli.describe import describe_fields
@@ -10,9 +11,12 @@ from megavideo.config.schema.import_ import ImportRun
 
 
 def _run(cfg: ImportRun, texts: Texts) -> Any:
+    from megavideo.data.storage.owners import Claim, owning
     from megavideo.interop.import_run import import_weights
 
-    return import_weights(cfg)
+    claim = Claim("import", "out= another folder", is_file=True)  # its sign lies beside what will be renamed to it
+    with owning(Path(cfg.out), claim):
+        return import_weights(cfg)
 
 
 VERB = Verb(

@@ -114,7 +114,7 @@ def caption(cfg: CaptionRun) -> CaptionReport:
                 failures=tuple(failures),
             )
             _write_results(out, report, captioned)
-    write_sheet(out / _SHEET_NAME, cfg.captioner.kind, captioned)
+        write_sheet(out / _SHEET_NAME, cfg.captioner.kind, captioned)
     return report
 
 
