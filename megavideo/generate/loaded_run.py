@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from megavideo.border.fields import Positive
 from megavideo.border.json_text import read_json
 from megavideo.border.refused import Refused
 from megavideo.checkpoint.base import open_weights
@@ -19,6 +18,7 @@ from megavideo.config.schema.precision import AttentionName
 from megavideo.config.schema.train import TrainRun
 from megavideo.encoders.folder import Encoders, load_encoders
 from megavideo.errors import CheckpointError, NumericsError
+from megavideo.generate.rates import RunRates
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
 from megavideo.optim.adamw import EMA
@@ -32,20 +32,20 @@ SAMPLING_FILE = "sampling.json"
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """`fps` is the dataset's most common frame rate. `low` is the model for noise levels below a boundary, if any."""
+    """`rates` are those of the dataset. `low` is the model for noise levels below a boundary, if any."""
 
     config: TrainRun
     manifest: Manifest
     model: DiT
     encoders: Encoders
     encoders_folder: Path
-    fps: float
+    rates: RunRates
     low: DiT | None = None
 
-
-@dataclass(frozen=True)
-class _Sampling:
-    fps: Positive
+    @property
+    def fps(self) -> float:
+        """The dataset's most common frame rate."""
+        return self.rates.fps
 
 
 def load_run(
@@ -80,14 +80,14 @@ def load_run(
         )
     model.requires_grad_(False).eval()
     encoders = run_folder / "encoders"
-    return LoadedRun(config, reader.manifest, model, load_encoders(encoders), encoders, sampling_fps(run_folder))
+    return LoadedRun(config, reader.manifest, model, load_encoders(encoders), encoders, run_rates(run_folder))
 
 
-def sampling_fps(run_folder: Path) -> float:
-    """Frames a second at which a run is sampled. Raises CheckpointError where its folder does not tell."""
+def run_rates(run_folder: Path) -> RunRates:
+    """Frames a second that a run was trained on. Raises CheckpointError where its folder does not tell."""
     path = run_folder / SAMPLING_FILE
     try:
-        return read_json(path, _Sampling).fps
+        return read_json(path, RunRates)
     except (OSError, Refused) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}). Remedy: give ckpt= a run folder as `megavideo train` wrote it"

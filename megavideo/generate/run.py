@@ -83,8 +83,9 @@ def _sample(
     expanded = expand_prompts(cfg.expand, prompts)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     run = _opened(cfg, dtype, device)
-    fps = played_fps(cfg.fps, run.fps, run.config.model.fps_conditioning)
-    reader = GivenReader(cfg, run.encoders.autoencoder, run.config.model.patch, _latent(run, cfg), fps)
+    latent = _latent(run, cfg)
+    fps = played_fps(cfg.fps, run.rates, latent, run.config.model.fps_conditioning)
+    reader = GivenReader(cfg, run.encoders.autoencoder, run.config.model.patch, latent, fps)
     tokens = {one: read_given(one, cfg, run.config, reader) for one in dict.fromkeys(given)}
     shown: list[tuple[str, np.ndarray]] = []
     done = 0

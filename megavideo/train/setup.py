@@ -21,7 +21,7 @@ from megavideo.data.dataset.dataset import ENCODERS_PREFIX, info_bytes, parse_in
 from megavideo.data.storage.open import download_all, open_storage
 from megavideo.data.storage.protocol import Storage
 from megavideo.data.storage.retry import RetryPolicy
-from megavideo.data.table.sample_table import most_common_fps
+from megavideo.data.table.sample_table import video_rates
 from megavideo.encoders.folder import DESCRIPTION_NAME, same_encoders
 from megavideo.errors import CheckpointError, ConfigError, DataError
 from megavideo.generate.loaded_run import SAMPLING_FILE
@@ -103,8 +103,9 @@ class RunPlace:
                     "%s has no %s%s: the run can be trained, and not sampled. Remedy: restore the folder from a copy",
                     dataset.uri, ENCODERS_PREFIX, DESCRIPTION_NAME,
                 )  # fmt: skip
-            fps = most_common_fps(parts.feed.selected.table)
-            write_file(self.folder.root / SAMPLING_FILE, json.dumps({"fps": fps}).encode())
+            rates = video_rates(parts.feed.selected.table)
+            told = {"fps": rates.common, "lowest": rates.lowest, "highest": rates.highest} if rates else {"fps": 1.0}
+            write_file(self.folder.root / SAMPLING_FILE, json.dumps(told).encode())
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder.root}: the run folder cannot be written ({error}). Remedy: make room or correct the "

@@ -105,6 +105,7 @@ REFUSED = [
     ("train", "data.retry_seconds=5", "data.retry_seconds", "no effect"),
     ("train_vae", "name=../a", "name", "not a path"),
     ("train_vae", "output=s3://bucket/runs", "output", "not an address"),
+    ("train_vae", "data.src=s3://bucket/clips", "data.src", "not an address"),
     ("parity", "recompute.parts=[ffn]", "recompute.parts", "recompute.kind=none"),
     ("parity", "recompute.kind=full recompute.layers=9", "recompute.layers", "num_layers=4"),
     ("slurm_gen", "cluster.container.runner=apptainer", "cluster.container.runner", "no effect"),

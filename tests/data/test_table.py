@@ -26,7 +26,7 @@ from megavideo.data.table import open as tables
 from megavideo.data.table import row_order
 from megavideo.data.table import writer as table_writer
 from megavideo.data.table.open import FOLDER_NAME, cache_folder, open_samples
-from megavideo.data.table.sample_table import SampleTable, make_table, most_common_fps, open_table
+from megavideo.data.table.sample_table import SampleTable, VideoRates, make_table, open_table, video_rates
 from megavideo.data.table.writer import write_table
 from megavideo.errors import DataError
 from megavideo.testing.dataset import write_dataset
@@ -261,10 +261,11 @@ def test_a_store_is_read_through_a_copy(s3_bucket: str, tmp_path: Path) -> None:
 def test_the_most_common_rate() -> None:
     samples = some(99)
     videos = Counter(s.fps for s in samples if s.latent.t > 1)
-    assert most_common_fps(make_table(samples)) == videos.most_common(1)[0][0]
+    assert video_rates(make_table(samples)) == VideoRates(videos.most_common(1)[0][0], min(videos), max(videos))
     images = [replace(s, latent=Grid(1, 4, 4)) for s in samples]
-    assert most_common_fps(make_table(images)) == 1.0
-    assert most_common_fps(make_table([replace(s, latent=Grid(2, 4, 4)) for s in samples[:2]])) == 8.0
+    assert video_rates(make_table(images)) is None
+    two = [replace(s, latent=Grid(2, 4, 4)) for s in samples[:2]]
+    assert video_rates(make_table(two)) == VideoRates(8.0, *sorted(s.fps for s in two))
 
 
 def test_a_home_folder_is_known_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

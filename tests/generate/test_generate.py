@@ -22,6 +22,7 @@ from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import apply_shift
 from megavideo.errors import CheckpointError, ConfigError, DataError
 from megavideo.generate.loaded_run import LoadedRun, load_run
+from megavideo.generate.rates import RunRates, played_fps
 from megavideo.generate.run import output_files, sample, sample_videos
 from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
@@ -245,6 +246,20 @@ def test_the_rate_is_told_to_a_model_that_knows_rates(tmp_path: Path) -> None:
     report = sample(settings(ckpt=f"{tmp_path}/{config.name}", out=str(tmp_path / "a.mp4"), fps=60.0), PROMPTS[:1], "")
     with av.open(report.files[0]) as container:
         assert float(container.streams.video[0].average_rate) == 60.0
+
+
+@pytest.mark.parametrize(("frames", "fps", "is_warned"), [(5, 30.0, True), (5, 7.0, True), (5, 23.976, False),
+                                                          (5, 24.1, False), (1, 30.0, False)])  # fmt: skip
+def test_a_rate_that_training_never_told_is_warned_of(
+    frames: int, fps: float, is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    latent = Grid(1 + (frames - 1) // 4, 4, 4)
+    assert played_fps(fps, RunRates(16.0, 8.0, 24.0), latent, is_told=True) == fps
+    assert (f"fps={fps:g} is not among the rates" in caplog.text) is is_warned
+    assert ("8 to 24 frames a second" in caplog.text) is is_warned
+    caplog.clear()
+    played_fps(fps, RunRates(16.0), latent, is_told=True)  # a run that does not know its range
+    assert caplog.text == ""
 
 
 def test_another_rate_is_refused_by_a_model_that_knows_none(flow: TrainRun, tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ def caption_reads_and_writes_folders(cfg: CaptionRun) -> None:
     for name in ("src", "out"):
         value = getattr(cfg, name)
         if "://" in value:
-            raise ConfigError(name, value, "must be a path, not an address", "take a local folder")
+            remedy = (
+                "copy the clips of the store to a folder, and ingest that" if name == "src" else "take a local folder"
+            )
+            raise ConfigError(name, value, "must be a path, not an address", remedy)
     if cfg.src.rstrip("/") == cfg.out.rstrip("/"):
         raise ConfigError("out", cfg.out, "must differ from src", "name another folder")
 

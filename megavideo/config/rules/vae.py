@@ -57,6 +57,9 @@ def source_and_area_belong_together(cfg: TrainVaeRun) -> None:
     """Clips are scaled to an area that holds a square; rendered shapes have their own size."""
     data = cfg.data
     if data.src is not None:
+        if "://" in data.src:
+            remedy = "copy the clips of the store to a folder, and ingest that"
+            raise ConfigError("data.src", data.src, "must be a folder that ingest wrote, not an address", remedy)
         if data.area is None:
             raise ConfigError("data.area", None, "data.src needs it", f"add data.area={4 * data.size**2}")
         if data.area < data.size**2:

@@ -151,15 +151,24 @@ def check_sources(table: SampleTable) -> None:
         )
 
 
-def most_common_fps(table: SampleTable) -> float:
-    """Frames a second of most videos of the dataset; 1.0 where it has none. Of equals the one that comes first."""
+@dataclass(frozen=True)
+class VideoRates:
+    """Frames a second of a dataset's videos: those of most of them, and the lowest and highest of all."""
+
+    common: float
+    lowest: float
+    highest: float
+
+
+def video_rates(table: SampleTable) -> VideoRates | None:
+    """The rates of the videos; None where there are none. Of equally common ones the one that comes first."""
     counts: Counter[float] = Counter()
     for chunk in table.chunks():
         rates = table.fps[chunk][table.latent[chunk, 0] > 1]
         values, first, times = np.unique(rates, return_index=True, return_counts=True)
         for place in np.argsort(first).tolist():
             counts[float(values[place])] += int(times[place])
-    return counts.most_common(1)[0][0] if counts else 1.0
+    return VideoRates(counts.most_common(1)[0][0], min(counts), max(counts)) if counts else None
 
 
 def groups_of(

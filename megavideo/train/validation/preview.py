@@ -17,7 +17,7 @@ from megavideo.diffusion.timesteps import run_shift
 from megavideo.encoders.encode.half import as_stored
 from megavideo.encoders.folder import load_text_encoder
 from megavideo.errors import DataError, MegavideoError
-from megavideo.generate.loaded_run import sampling_fps
+from megavideo.generate.loaded_run import run_rates
 from megavideo.generate.rates import told_fps
 from megavideo.generate.sample_files import Drawn, SampleFiles, ShownSamples
 from megavideo.generate.sampler import Guidance, Predictor, Prompt, sample_latents
@@ -121,7 +121,7 @@ def _encoded(prompts: tuple[str, ...], folder: RunFolder) -> tuple[list[torch.Te
     if dist.get_rank() == 0:
         try:
             texts = load_text_encoder(folder.encoders).encode([*prompts, ""])
-            told = [([as_stored(text.cpu()) for text in texts], sampling_fps(folder.root))]
+            told = [([as_stored(text.cpu()) for text in texts], run_rates(folder.root).fps)]
         except MegavideoError as error:
             failure = error
             told = [str(error)]
