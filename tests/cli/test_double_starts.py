@@ -20,7 +20,7 @@ from megavideo.testing.dataset import write_dataset
 from megavideo.testing.launch import Finished
 from megavideo.testing.settings import micro_words
 from tests.cli.double_starts import ENCODE, MAKERS
-from tests.cli.double_starts_of_runs import LOOKS
+from tests.cli.double_starts_of_runs import LOOKS, content, saved_run
 from tests.cli.double_starts_of_runs import MAKERS as MAKERS_OF_RUNS
 from tests.encoders.encode_cases import write_film, write_list
 from tests.start_together import start_together
@@ -31,6 +31,25 @@ def test_two_starts_are_tried_of_every_verb() -> None:
     words = {" ".join(name.split()[:count]) for name in (*MAKERS, *MAKERS_OF_RUNS, *LOOKS) for count in (1, 2)}
     actions = {f"checkpoint {name}" for name in checkpoint._ACTIONS} | {f"lora {name}" for name in lora._ACTIONS}
     assert [name for name in (*verb_names(), *sorted(actions)) if name not in words] == []
+
+
+@pytest.mark.parametrize("name", [name for name in LOOKS if name.startswith(("status", "checkpoint", "doctor of"))])
+def test_who_only_looks_writes_nothing(
+    name: str, looked_at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(looked_at)
+    before = content(looked_at)
+    assert main(LOOKS[name](looked_at / "runs" / "micro", looked_at / "latents")) == 0
+    assert capsys.readouterr().out and content(looked_at) == before
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run and a dataset."""
+    root = tmp_path_factory.mktemp("looked_at")
+    saved_run(root)
+    write_dataset(str(root / "latents"), 8)
+    return root
 
 
 def assert_told(ended: list[Finished], verb: str) -> list[int]:
