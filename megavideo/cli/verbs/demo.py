@@ -135,12 +135,21 @@ def _prepare(cfg: DemoRun, places: _Places) -> None:
     encode(load(EncodeRun, "encode", settings))
 
 
-def _train(cfg: DemoRun, places: _Places) -> None:
-    root = places.root.resolve()
-    settings = [
-        "run=demo", f'name="{root.name}"', f"output={root.parent}", f"data.uri={places.latents}",
+def training_words(cfg: DemoRun, root: Path, latents: Path) -> list[str]:
+    """Words of `megavideo train` for the demo in `root`; fewer steps than the preset warms up for have less of that."""
+    from megavideo.config.load import load
+    from megavideo.config.schema.train import TrainRun
+
+    warmup_steps = load(TrainRun, "train", ["run=demo", "data.uri=none"]).optim.warmup_steps
+    return [
+        "run=demo", f'name="{root.name}"', f"output={root.parent}", f"data.uri={latents}",
         f"train.steps={cfg.steps}", f"train.seed={cfg.seed}", f"layout=dp{cfg.processes}-zero1",
+        f"optim.warmup_steps={min(warmup_steps, cfg.steps - 1)}",
     ]  # fmt: skip
+
+
+def _train(cfg: DemoRun, places: _Places) -> None:
+    settings = training_words(cfg, places.root.resolve(), places.latents)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={cfg.processes}"]
     threads = max(1, (os.cpu_count() or 1) // cfg.processes)
     environment: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": str(threads)}
