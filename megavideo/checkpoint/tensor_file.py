@@ -19,7 +19,10 @@ from megavideo.checkpoint.snapshot import SavedTensor
 
 CHUNK_BYTES = 2 << 20  # in the cache between hash and write; writes of 16 MB took three times as long on ext4
 _ALIGNMENT = 8
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.int8: "I8",
+}  # fmt: skip
 
 # dtype, shape, and the first byte and the one after the last, counted from the first tensor's begin
 TensorAt = tuple[torch.dtype, tuple[int, ...], tuple[int, int]]

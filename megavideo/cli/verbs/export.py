@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from megavideo.cli.checkpoint_source import brought_here
-from megavideo.cli.describe import describe_fields
+from megavideo.cli.describe import describe_fields, one_line
 from megavideo.cli.verb import Texts, Verb
 from megavideo.config.schema.export import ExportRun
+
+_WORST = 5
 
 
 def _run(cfg: ExportRun, texts: Texts) -> Any:
@@ -17,7 +20,24 @@ def _run(cfg: ExportRun, texts: Texts) -> Any:
 
     claim = Claim("export", "out= another place", is_file=True)  # its sign lies beside what will be renamed to it
     with owning(Path(cfg.out), claim), brought_here(cfg.ckpt) as folder:
-        return export(cfg, folder)
+        report = export(cfg, folder)
+        if report.quantization is None:
+            return report
+        from megavideo.generate.quantised import compared
+
+        return compared(report, cfg, folder)
+
+
+def _describe(report: Any) -> str:
+    """What quantisation lost stands below the rest, in full for the worst matrices alone."""
+    fields = dataclasses.asdict(report)
+    lost = fields.pop("quantization")
+    text = describe_fields(fields)
+    if lost is None:
+        return text
+    worst = lost.pop("matrices")[:_WORST]
+    lines = [describe_fields(lost), f"worst {len(worst)} of {lost['num_matrices']} matrices"]
+    return "\n".join([text, "", *lines, *(f"  {one_line(matrix)}" for matrix in worst)])
 
 
 VERB = Verb(
@@ -26,10 +46,11 @@ VERB = Verb(
     primary="export",
     schema=ExportRun,
     run=_run,
-    describe=describe_fields,
+    describe=_describe,
     failed=lambda report: report.verify is not None and not report.verify.passed,
     examples=(
         "megavideo export ckpt=runs/small out=small_wan parts.text_encoder=link",
         "megavideo export ckpt=s3://BUCKET/PREFIX/small out=small.safetensors format=single dtype=bf16",
+        "megavideo export ckpt=runs/small out=small_fp8 format=transformer dtype=bf16 quantization=fp8",
     ),
 )

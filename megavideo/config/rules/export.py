@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from megavideo.config.schema.export import ExportRun, PartsConfig
+from megavideo.config.schema.export import CompareConfig, ExportRun, PartsConfig
 from megavideo.errors import ConfigError
 
 SUFFIX = ".safetensors"
@@ -41,4 +41,29 @@ def only_pipelines_have_parts(cfg: ExportRun) -> None:
             raise ConfigError(f"parts.{name}", how, f"has no effect with format={cfg.format}", remedy)
 
 
-EXPORT_RULES = (out_fits_the_format, one_file_has_no_shards, only_pipelines_have_parts)
+def formats_with_scales(cfg: ExportRun) -> None:
+    """What reads a folder in the original names, the original code, knows no scales."""
+    if cfg.quantization != "none" and cfg.format == "wan":
+        rule = "a folder with format=wan is for the original code, which reads no scales beside its tensors"
+        remedy = "take format=single, which has the same names, or format=transformer or pipeline"
+        raise ConfigError("quantization", cfg.quantization, rule, remedy)
+
+
+def only_quantised_are_compared(cfg: ExportRun) -> None:
+    """A video of both is sampled where there is a difference, and where `verify` lets the model be loaded."""
+    if cfg.compare == CompareConfig() or (cfg.quantization != "none" and cfg.verify):
+        return
+    lacks = "quantization=none" if cfg.quantization == "none" else "verify=false"
+    for name in ("steps", "prompt", "frames", "height", "width"):
+        value = getattr(cfg.compare, name)
+        if value != getattr(CompareConfig, name):
+            raise ConfigError(f"compare.{name}", value, f"has no effect with {lacks}", "drop it")
+
+
+EXPORT_RULES = (
+    out_fits_the_format,
+    one_file_has_no_shards,
+    only_pipelines_have_parts,
+    formats_with_scales,
+    only_quantised_are_compared,
+)

@@ -9,6 +9,7 @@ from megavideo.config.schema.field import setting
 
 ExportFormat = Literal["pipeline", "transformer", "wan", "single"]
 ExportDtype = Literal["fp32", "bf16"]
+Quantization = Literal["none", "fp8", "int8"]
 Part = Literal["copy", "link", "none"]
 
 
@@ -25,6 +26,20 @@ class PartsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """A small video that the run and its quantised export sample of `prompt`, from the same noise, to be compared.
+
+    `steps` 0 samples none.
+    """
+
+    steps: int = setting(4, minimum=0)
+    prompt: str = "a boat on a lake"
+    frames: int = setting(9, minimum=1)
+    height: int = setting(64, minimum=1)
+    width: int = setting(96, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportRun:
     """All settings of `megavideo export`.
 
@@ -34,6 +49,10 @@ class ExportRun:
     (of 1e9 bytes). In bf16 the tensors that diffusers computes with in fp32 stay so. `verify` loads what was written
     in diffusers and compares its output with this package's model, which takes memory for the whole model. `shift` is
     that of the pipeline's scheduler; None takes the run's own.
+
+    `quantization` writes the matrices of the blocks' linear layers in 8 bits, e4m3 or integers, with a scale for each
+    output channel, and the rest in `dtype`. A page beside `out` shows what that loses; with `verify` the outputs and a
+    video of both, too.
     """
 
     ckpt: str = setting(remedy="VALUE is a run folder that `megavideo train` wrote, as runs/small")
@@ -45,3 +64,5 @@ class ExportRun:
     verify: bool = True
     shift: float | None = setting(None, above=0.0)
     parts: PartsConfig = PartsConfig()
+    quantization: Quantization = "none"
+    compare: CompareConfig = CompareConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,25 @@ from megavideo.interop.export.configs import check_expressible, diffusers_config
 from megavideo.interop.export.output import making, write_json
 from megavideo.interop.export.parts import run_encoders
 from megavideo.interop.export.pipeline import Pipeline, plan_pipeline
+from megavideo.interop.export.quantised import (
+    Quantiser,
+    QuantizationReport,
+    page_for,
+    quantiser_for,
+    quantization_config,
+    reader_notes,
+    report_of,
+)
 from megavideo.interop.export.source import ExportSource
-from megavideo.interop.export.tensor_files import TensorFile, index_of, named_files, plan_files, write_tensor_file
+from megavideo.interop.export.tensor_files import (
+    Group,
+    TensorFile,
+    index_of,
+    named_files,
+    plan_files,
+    write_tensor_file,
+    written_dtype,
+)
 from megavideo.interop.export.verify import Verified, verify
 from megavideo.interop.names import Dialect, tensor_rules
 from megavideo.observe.progress import format_bytes
@@ -52,6 +69,7 @@ class ExportReport:
     size_bytes: int
     seconds: float
     verify: Verified | None
+    quantization: QuantizationReport | None
     files: tuple[WrittenFile, ...]
     notes: tuple[str, ...]
 
@@ -65,10 +83,21 @@ class _Transformer:
     files: tuple[TensorFile, ...]
     config: Mapping[str, object] | None
     home: str = ""
+    quantiser: Quantiser | None = None
 
     @property
     def num_bytes(self) -> int:
         return sum(file.num_bytes for file in self.files)
+
+    def paths(self, out: Path) -> list[Path]:
+        """Of its files in an export at `out`."""
+        return [out] if out.is_file() else [out / self.home / file.name for file in self.files]
+
+    def rounded(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A parameter of ours as it was written, in float32."""
+        if self.quantiser is not None:
+            return self.quantiser.rounded(name, value)
+        return value.to(written_dtype(name, self.dtype)).float()
 
 
 def export(cfg: ExportRun, checkpoint: Path) -> ExportReport:
@@ -101,6 +130,8 @@ def export(cfg: ExportRun, checkpoint: Path) -> ExportReport:
     notes = pipeline.notes if pipeline else ()
     if transformer.dialect == "wan":
         notes = single_file_notes(source.config.model)
+    if transformer.quantiser is not None:
+        notes = (*(() if transformer.dialect == "wan" else notes), *reader_notes(cfg.format))
     return ExportReport(
         out=cfg.out,
         format=cfg.format,
@@ -112,6 +143,7 @@ def export(cfg: ExportRun, checkpoint: Path) -> ExportReport:
         size_bytes=sum(file.size_bytes for file in files),
         seconds=seconds,
         verify=_verified(Path(cfg.out), transformer, source) if cfg.verify else None,
+        quantization=_quantization(cfg, transformer, source),
         files=files,
         notes=notes,
     )
@@ -121,12 +153,19 @@ def _plan(cfg: ExportRun, source: ExportSource) -> _Transformer:
     model, dtype = source.config.model, _DTYPES[cfg.dtype]
     dialect: Dialect = "wan" if cfg.format in ("wan", "single") else "diffusers"
     limit = math.inf if cfg.format == "single" else cfg.shard_gb * _GB
-    files = plan_files(tensor_rules(model, dialect), model, source.shapes, dtype, limit)
+    quantiser = quantiser_for(cfg.quantization, dtype)
+    if quantiser is not None:
+        page_for(cfg.out)  # so that it is not found to be taken when all is written
+    rules = tensor_rules(model, dialect)
+    files = plan_files(rules, model, source.shapes, dtype, limit, quantiser.group if quantiser else Group)
     if cfg.format == "single":
-        return _Transformer(dialect, dtype, (TensorFile(Path(cfg.out).name, files[0]),), None)
+        single = (TensorFile(Path(cfg.out).name, files[0]),)
+        return _Transformer(dialect, dtype, single, None, quantiser=quantiser)
     config = original_config(model) if dialect == "wan" else diffusers_config(model)
+    if quantiser is not None:
+        config = {**config, "quantization_config": quantization_config(rules, source.shapes, quantiser.scheme)}
     home = "transformer" if cfg.format == "pipeline" else ""
-    return _Transformer(dialect, dtype, named_files(_STEM, files), config, home)
+    return _Transformer(dialect, dtype, named_files(_STEM, files), config, home, quantiser)
 
 
 def _write(folder: Path, transformer: _Transformer, source: ExportSource, progress: _Progress) -> None:
@@ -141,9 +180,14 @@ def _write(folder: Path, transformer: _Transformer, source: ExportSource, progre
 
 def _verified(out: Path, transformer: _Transformer, source: ExportSource) -> Verified:
     _log.info("loading it in diffusers, and comparing one forward pass")
-    names: Sequence[str] = [file.name for file in transformer.files]
-    paths = [out] if out.is_file() else [out / transformer.home / name for name in names]
-    return verify(paths, transformer.dialect, source, transformer.dtype)
+    return verify(transformer.paths(out), transformer.dialect, source, transformer.rounded)
+
+
+def _quantization(cfg: ExportRun, written: _Transformer, source: ExportSource) -> QuantizationReport | None:
+    if written.quantiser is None:
+        return None
+    paths, page = written.paths(Path(cfg.out)), page_for(cfg.out)
+    return report_of(written.quantiser, paths, written.num_bytes, source, written.dialect, page, cfg.verify)
 
 
 class _Progress:

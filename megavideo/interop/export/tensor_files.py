@@ -1,6 +1,6 @@
 """Safetensors files written one parameter at a time: first what is in them, then their bytes.
 
-No more than two parameters are in memory. The tensors of one stay together, so that it is read once; within a file
+No more than two parameters are in memory. The tensors of one stay in one file, so that it is read once; within a file
 those of wider numbers come first, as in files of the safetensors library, which keeps every tensor aligned.
 """
 
@@ -25,6 +25,7 @@ _KEPT_FP32 = ("embed.time.", "modulation_table", "cross_norm.")
 _META = torch.device("meta")
 
 Value = Callable[[str], torch.Tensor]
+Form = tuple[torch.dtype, tuple[int, ...]]  # of a tensor
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,26 @@ class Group:
     shapes: dict[str, tuple[int, ...]]
 
     @property
+    def tensors(self) -> dict[str, Form]:
+        """What stands in the file, by name."""
+        return {name: (self.dtype, shape) for name, shape in self.shapes.items()}
+
+    @property
     def num_bytes(self) -> int:
         """Of all its tensors."""
-        return self.dtype.itemsize * sum(math.prod(shape) for shape in self.shapes.values())
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.tensors.values())
 
     def written(self, value: torch.Tensor) -> torch.Tensor:
         """What is written of our parameter's value."""
         return value.to(self.dtype)
+
+    def parts(self, value: torch.Tensor, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of our parameter's value, by name and one by one."""
+        yield from self.rule.to_theirs(self.written(value), config).items()
+
+
+# makes one of a rule, the type that its tensors would have, and their shapes
+GroupOf = Callable[[TensorRule, torch.dtype, dict[str, tuple[int, ...]]], Group]
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class TensorFile:
     @property
     def tensors(self) -> list[str]:
         """Names of its tensors."""
-        return [name for group in self.groups for name in group.shapes]
+        return [name for group in self.groups for name in group.tensors]
 
 
 def written_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -74,6 +88,7 @@ def plan_files(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype,
     max_bytes: float,
+    group_of: GroupOf = Group,
 ) -> tuple[tuple[Group, ...], ...]:
     """The parameters file by file, in the order of `rules`, up to `max_bytes` a file but at least one parameter."""
     files: list[list[Group]] = []
@@ -81,7 +96,7 @@ def plan_files(
     for rule in rules:
         whole = torch.empty(shapes[rule.ours], device=_META)
         theirs = {name: tuple(part.shape) for name, part in rule.to_theirs(whole, config).items()}
-        group = Group(rule, written_dtype(rule.ours, dtype), theirs)
+        group = group_of(rule, written_dtype(rule.ours, dtype), theirs)
         if not files or group.num_bytes > room:
             files.append([])
             room = max_bytes
@@ -114,16 +129,18 @@ def write_tensor_file(
 
     `on_bytes` is told of the bytes of each tensor when it is written. Raises OSError where the disk refuses.
     """
+    places = _places(groups)
+    header = header_bytes(places, _METADATA)
     with path.open("wb", buffering=0) as file:
-        write_all(file.fileno(), header_bytes(_places(groups), _METADATA))
+        write_all(file.fileno(), header)
         for group, given in zip(groups, _ahead(groups, value), strict=True):
-            parts = group.rule.to_theirs(group.written(given), config)
-            for part in parts.values():
+            for name, part in group.parts(given, config):
                 content = part.contiguous().flatten().view(torch.uint8).numpy().data
+                file.seek(len(header) + places[name][2][0])
                 write_all(file.fileno(), content)
                 on_bytes(len(content))
         os.fsync(file.fileno())
-        return file.tell()
+        return file.seek(0, os.SEEK_END)
 
 
 def _ahead(groups: Sequence[Group], value: Value) -> Iterator[torch.Tensor]:
@@ -139,11 +156,12 @@ def _ahead(groups: Sequence[Group], value: Value) -> Iterator[torch.Tensor]:
 
 
 def _places(groups: Sequence[Group]) -> dict[str, TensorAt]:
+    """Wider numbers first, whatever the group: the scales of a quantised one stand before all codes."""
+    forms = [form for group in groups for form in group.tensors.items()]
     places: dict[str, TensorAt] = {}
     begin = 0
-    for group in groups:
-        for name, shape in group.shapes.items():
-            end = begin + math.prod(shape) * group.dtype.itemsize
-            places[name] = (group.dtype, shape, (begin, end))
-            begin = end
+    for name, (dtype, shape) in sorted(forms, key=lambda form: -form[1][0].itemsize):
+        end = begin + math.prod(shape) * dtype.itemsize
+        places[name] = (dtype, shape, (begin, end))
+        begin = end
     return places

@@ -5,7 +5,7 @@ Shape legend: C latent channels, T, H, W latent size, L text tokens, N video tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from megavideo.border.tensor_file import read_tensors
 from megavideo.config.schema.model import ModelConfig
 from megavideo.data.patches import patchify, token_grid
 from megavideo.interop.export.source import ExportSource
-from megavideo.interop.export.tensor_files import written_dtype
 from megavideo.interop.names import Dialect
+from megavideo.interop.quantised_files import dequantised, fill
 from megavideo.interop.weights import wan_config
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
@@ -30,6 +30,9 @@ LIMIT = 1e-5
 _TOKENS = (3, 4, 6)  # of the sample, over time, height and width
 _TEXT_TOKENS = 12
 _TIMESTEP = 617.0
+
+# from the name and value of a parameter of ours to the value that was written, in float32
+Rounded = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Sample:
 
 
 @torch.no_grad()
-def verify(files: Sequence[Path], dialect: Dialect, source: ExportSource, dtype: torch.dtype) -> Verified:
-    """Compare in fp32, ours with weights rounded to `dtype` as they were written; one model in memory at a time."""
+def verify(files: Sequence[Path], dialect: Dialect, source: ExportSource, rounded: Rounded) -> Verified:
+    """Compare in fp32, ours with weights `rounded` as they were written; one model in memory at a time."""
     config = source.config.model
     sample = sample_for(config)
     try:
@@ -68,7 +71,7 @@ def verify(files: Sequence[Path], dialect: Dialect, source: ExportSource, dtype:
     del theirs
     with torch.device("meta"):
         ours = DiT(config, LocalLayers())
-    materialise(ours, lambda name, _: source.value(name).to(written_dtype(name, dtype)).float())
+    materialise(ours, lambda name, _: rounded(name, source.value(name)))
     actual = our_output(ours, sample)
     return Verified(float((actual - expected).norm() / expected.norm()), LIMIT, None)
 
@@ -83,15 +86,12 @@ def sample_for(config: ModelConfig) -> Sample:
 
 def load_theirs(files: Sequence[Path], dialect: Dialect, config: ModelConfig) -> Any:
     """The tensors of `files`, in fp32, in diffusers' model; RuntimeError where any is missing, unknown or misshapen."""
-    tensors = {name: tensor.float() for path in files for name, tensor in read_tensors(path).items()}
+    tensors = {name: tensor.float() for path in files for name, tensor in dequantised(read_tensors(path)).items()}
     if dialect == "wan":
         tensors = convert_wan_transformer_to_diffusers(tensors)
     with torch.device("meta"):
         model: Any = WanTransformer3DModel(**wan_config(config))  # its base is untyped
-    model.load_state_dict(tensors, strict=True, assign=True)
-    rope = model.rope  # its tables are in no file
-    model.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
-    return model.eval()
+    return fill(model, tensors)
 
 
 def their_output(model: Any, sample: Sample) -> torch.Tensor:
