@@ -16,7 +16,7 @@ import torch
 _SCALE_SUFFIX = "_scale"  # `X.weight` has `X.weight_scale`, as compressed-tensors calls it
 # the least scale: of a row of zeros it is not 0, by which nothing can be divided
 _LEAST_SCALE = torch.finfo(torch.float32).tiny
-_BLOCK_VALUES = 1 << 22  # that are worked on at once, whatever the size of the matrix
+_BLOCK_VALUES = 1 << 20  # that are worked on at once, whatever the size of the matrix
 
 
 @dataclass(frozen=True)

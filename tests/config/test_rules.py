@@ -172,6 +172,10 @@ REFUSED = [
     ("export", "format=transformer parts.vae=link", "parts.vae", "no effect"),
     ("export", "parts.tokenizer=move", "parts.tokenizer", "copy"),
     ("export", "dtype=fp16", "dtype", "bf16"),
+    ("export", "quantization=fp4", "quantization", "int8"),
+    ("export", "quantization=fp8 format=wan", "quantization", "reads no scales"),
+    ("export", "compare.steps=2", "compare.steps", "no effect with quantization=none"),
+    ("export", "quantization=int8 verify=false compare.frames=5", "compare.frames", "no effect with verify=false"),
     ("sample", "out=s3://bucket/a.mp4", "out", "not an address"),
     ("sample", "scheduler=ddim shift=3", "shift", "no effect"),
 ]
@@ -201,6 +205,8 @@ ACCEPTED = [
     ("sample", "out=folder"),
     ("export", "format=single out=a.safetensors"),
     ("export", "shift=3 parts.vae=link parts.tokenizer=none"),
+    ("export", "quantization=fp8 compare.steps=0"),
+    ("export", "quantization=int8 format=single out=a.safetensors dtype=bf16 verify=false"),
 ]
 
 

@@ -39,6 +39,11 @@ def test_the_same_bytes_from_every_layout(
         for kind, name in (("transformer", "folder"), ("single", "one.safetensors")):
             for place, out in ((run, tmp_path / "a" / weights / name), (folder, tmp_path / "b" / weights / name)):
                 export([f"ckpt={place}", f"out={out}", f"format={kind}", f"weights={weights}", "verify=false"], capfd)
+    for place, side in ((run, "a"), (folder, "b")):
+        for scheme in ("fp8", "int8"):
+            words = [f"ckpt={place}", f"out={tmp_path / side / scheme}", "format=transformer", "verify=false"]
+            report = export([*words, f"quantization={scheme}", "shard_gb=1e-4"], capfd)["quantization"]
+            (tmp_path / side / f"{scheme}.html").write_text(str(report["matrices"]))  # the page names its place
     made = [
         {
             path.relative_to(tmp_path / side): path.read_bytes()
@@ -47,5 +52,6 @@ def test_the_same_bytes_from_every_layout(
         }
         for side in "ab"
     ]
-    assert made[0] == made[1] and len(made[0]) == 6
+    sharded = [path for path in made[0] if path.parent.name in ("fp8", "int8")]
+    assert made[0] == made[1] and len(made[0]) == 6 + len(sharded) + 2 and len(sharded) > 8
     assert made[0][Path("ema/one.safetensors")] != made[0][Path("raw/one.safetensors")]
