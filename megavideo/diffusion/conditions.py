@@ -55,15 +55,21 @@ def draw_mask(config: ConditionConfig, key: SampleKey, grid: Grid) -> torch.Tens
     return condition_mask(draw_task(config, key, grid), key, grid)
 
 
-def given_channels(clean: torch.Tensor, given: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """The further input channels [N, G] of clean tokens [N, P] of which some are `given` [N].
+def given_channels(told: torch.Tensor, task: str, grid: Grid, config: ModelConfig) -> torch.Tensor:
+    """The further input channels [N, G] of a sample of a `task`, whose first frame, or first and last, is given.
 
-    Of each latent cell first the mask, one where it is given, once for each frame that a latent frame holds; then its
-    clean latents, zero where it is not (the order of diffusers' WanImageToVideoPipeline).
+    `told` [N, P] are tokens of a video with these frames and grey ones in place of the others. Of each latent cell
+    first comes the mask, a channel for each frame that a latent frame holds: one in all of the first latent frame,
+    and for `interpolation` in the last channel of the last one; then the cell's latents (the order of diffusers'
+    WanImageToVideoPipeline).
     """
-    cells = torch.where(given[:, None], clean, 0.0).unflatten(-1, (-1, config.latent_channels))
-    mask = given[:, None, None].to(clean.dtype).expand(*cells.shape[:2], config.given_channels - config.latent_channels)
-    return torch.cat([mask, cells], dim=-1).flatten(1)
+    cells = told.unflatten(-1, (-1, config.latent_channels))
+    mask = told.new_zeros(grid.t, grid.h * grid.w, config.patch[0], cells.shape[1] // config.patch[0],
+                          config.given_channels - config.latent_channels)  # fmt: skip
+    mask[0, :, 0] = 1.0
+    if task == "interpolation":
+        mask[-1, :, -1, :, -1] = 1.0
+    return torch.cat([mask.view(*cells.shape[:2], -1), cells], dim=-1).flatten(1)
 
 
 def drops_text(text_dropout: float, key: SampleKey) -> bool:

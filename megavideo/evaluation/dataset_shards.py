@@ -18,6 +18,7 @@ import xxhash
 from streaming.base.format.mds.reader import MDSReader
 
 from megavideo.data.dataset.dataset import LatentDataset
+from megavideo.data.dataset.given_latents import given_of_row
 from megavideo.data.dataset.index import ShardEntry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.cache import ShardCache
@@ -186,11 +187,20 @@ def _content(
             )
         latent = sample["latent"]
         digests[row] = xxhash.xxh3_64_intdigest(latent.tobytes(), seed=latent.shape[-1])
-        marks[row] = not_finite(latent), not_finite(sample["text"]), bool((latent == latent.flat[0]).all())
+        bad = any(not_finite(values) for values in (latent, *_given(sample, f"{name}: sample {row}")))
+        marks[row] = bad, not_finite(sample["text"]), bool((latent == latent.flat[0]).all())
         if not marks[row, 0]:
             values = latent.reshape(len(latent), -1).astype(np.float64)
             moments = moments + np.stack([np.full(len(values), values.shape[1]), values.sum(1), (values**2).sum(1)])
     return _Content(digests, marks, moments)
+
+
+def _given(sample: dict[str, Any], place: str) -> list[np.ndarray]:
+    """Latents of given frames; DataError, which names `place`, where they are not of the size of the clip's."""
+    try:
+        return list(given_of_row(sample).values())
+    except ValueError as error:
+        raise DataError(f"{place} is damaged ({error}). Remedy: encode again with overwrite=true") from error
 
 
 def not_finite(values: np.ndarray) -> bool:

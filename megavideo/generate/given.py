@@ -1,4 +1,4 @@
-"""From the files that a sample is given to clean latent tokens, and which tokens they are.
+"""From the files that a sample is given to clean latent tokens, and which they are, or to further input channels.
 
 Shape legend: N tokens of the sample, P patch width, C latent channels, T/H/W frames and sides in pixels.
 """
@@ -15,16 +15,18 @@ import torch
 from megavideo.config.build import build
 from megavideo.config.given import GivenFiles, mode_of
 from megavideo.config.schema.diffusion import DiffusionConfig
+from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.sample import Mode, SampleRun
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.clips.resize import FrameWindow
 from megavideo.data.patches import patchify, token_grid
+from megavideo.diffusion.conditions import given_channels
 from megavideo.encoders.encode.clips import to_video
 from megavideo.encoders.encode.half import as_stored
 from megavideo.encoders.video.autoencoder import VideoAutoencoder
 from megavideo.errors import ConfigError
 from megavideo.generate.given_frames import num_frames, read_clip, read_made, read_picture
-from megavideo.generate.sampler import GivenTokens
+from megavideo.generate.sampler import GivenChannels, GivenTokens
 from megavideo.types import Grid
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,29 @@ class GivenReader:
         }
         latent, given = modes[mode](files)
         return GivenTokens(patchify(as_stored(latent), self.patch), given.flatten())
+
+    def tell(self, files: GivenFiles, mode: Mode, model: ModelConfig) -> GivenChannels:
+        """What a model with given channels is told of one sample: frames of a video that is grey but for them.
+
+        The mode is `image_to_video` or `interpolation`. Raises as `read`.
+        """
+        self._check_tokens(2, "one of which is given")
+        frames, asked = self._num_frames(self.latent.t), self.cfg.frames
+        video = torch.zeros(3, frames, *self._size)
+        if mode == "interpolation":
+            if asked != frames:
+                rule, before = (
+                    "the last frame is given, and is the last of a latent frame",
+                    self._num_frames(self.latent.t - self.patch[0]),
+                )
+                raise ConfigError("frames", asked, rule, f"take frames={before} or {frames}")
+            first, last = self._both_ends(files)
+            video[:, -1:] = to_video(torch.from_numpy(last))
+        else:
+            first = self._picture(files.image)
+        video[:, :1] = to_video(torch.from_numpy(first))
+        told = patchify(as_stored(self.autoencoder.encode(video)), self.patch)
+        return GivenChannels(given_channels(told, mode, self._grid, model))
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -97,12 +122,7 @@ class GivenReader:
 
     def _interpolation(self, files: GivenFiles) -> tuple[torch.Tensor, torch.Tensor]:
         self._check_tokens(3, "the first and the last of which are given")
-        if files.video is not None:
-            path = Path(files.video)
-            end = num_frames(path, self.fps) - 1
-            first, last = (read_clip(path, self._size, self.fps, FrameWindow(at, 1)) for at in (0, end))
-        else:
-            first, last = self._picture(files.image), self._picture(files.last_image)
+        first, last = self._both_ends(files)
         latent, given = self._nothing()
         step = self.patch[0]
         latent[:, :step] = self._first(first)
@@ -110,6 +130,14 @@ class GivenReader:
         latent[:, -step:] = self._encoded(last.repeat(self._num_frames(1 + step), axis=0))[:, -step:]
         given[0] = given[-1] = True
         return latent, given
+
+    def _both_ends(self, files: GivenFiles) -> tuple[np.ndarray, np.ndarray]:
+        if files.video is None:
+            return self._picture(files.image), self._picture(files.last_image)
+        path = Path(files.video)
+        end = num_frames(path, self.fps) - 1
+        first, last = (read_clip(path, self._size, self.fps, FrameWindow(at, 1)) for at in (0, end))
+        return first, last
 
     def _inpainting(self, files: GivenFiles) -> tuple[torch.Tensor, torch.Tensor]:
         frames, mask = self.cfg.frames, Path(str(files.mask))
@@ -170,22 +198,24 @@ def files_for_all(cfg: SampleRun) -> GivenFiles:
     return GivenFiles(cfg.image, cfg.last_image, cfg.video, cfg.mask)
 
 
-def read_given(files: GivenFiles, cfg: SampleRun, config: TrainRun, reader: GivenReader) -> GivenTokens | None:
-    """The given tokens of a prompt with these files; None where there are none.
+def read_given(
+    files: GivenFiles, cfg: SampleRun, config: TrainRun, reader: GivenReader
+) -> GivenTokens | GivenChannels | None:
+    """What a prompt with these files is given, in the form that the run's model takes; None where there are none.
 
     Raises ConfigError where the run was never trained on the task that they make, and as `GivenReader.read`.
     """
     mode = mode_of(files, cfg)
     if mode is None:
+        _check_free(config, cfg)
         return None
     check_trained(config, mode)
-    return reader.read(files, mode)
+    return reader.tell(files, mode, config.model) if config.model.given_channels else reader.read(files, mode)
 
 
 def check_trained(config: TrainRun, mode: Mode) -> None:
     """Raise ConfigError where no stage of a run gives the task a weight."""
-    stages = [config.diffusion, *(build(DiffusionConfig, stage["diffusion"]) for stage in config.stages.values())]
-    if any(getattr(diffusion.conditions, mode) > 0 for diffusion in stages):
+    if _is_trained(config, mode):
         return
     raise ConfigError(
         "mode",
@@ -193,3 +223,16 @@ def check_trained(config: TrainRun, mode: Mode) -> None:
         f"the run {config.name} was never trained on it (diffusion.conditions.{mode} is 0 in every stage)",
         f"sample a run with diffusion.conditions.{mode}= above 0, as diffusion=flow_conditions has",
     )
+
+
+def _check_free(config: TrainRun, cfg: SampleRun) -> None:
+    """Raise ConfigError for a video of no given frame by a model that is told one, and never was without."""
+    if config.model.given_channels and cfg.frames > 1 and not _is_trained(config, "text"):
+        rule = f"the run {config.name} was only trained on videos whose first frame is given"
+        raise ConfigError("image", None, rule, "add image=FILE")
+
+
+def _is_trained(config: TrainRun, task: str) -> bool:
+    """Whether any stage of a run gives the task a weight."""
+    stages = [config.diffusion, *(build(DiffusionConfig, stage["diffusion"]) for stage in config.stages.values())]
+    return any(getattr(diffusion.conditions, task) > 0 for diffusion in stages)

@@ -27,7 +27,7 @@ from megavideo.generate.experts import check_pair, check_whole
 from megavideo.generate.given import GivenReader, files_for_all, read_given
 from megavideo.generate.loaded_run import LoadedRun, load_run
 from megavideo.generate.rates import played_fps, told_fps
-from megavideo.generate.sampler import GivenTokens, Guidance, Predictor, Prompt, sample_latents
+from megavideo.generate.sampler import GivenChannels, GivenTokens, Guidance, Predictor, Prompt, sample_latents
 from megavideo.generate.schedulers import build_scheduler
 from megavideo.generate.sizes import covering_latent
 from megavideo.generate.videos import SHEET_ROWS, sheet_frames, to_pixels, write_sheet
@@ -126,7 +126,7 @@ def sample_videos(
     negative: str,
     *,
     first: int,
-    given: Sequence[GivenTokens | None] | None = None,
+    given: Sequence[GivenTokens | GivenChannels | None] | None = None,
 ) -> list[np.ndarray]:
     """Videos, uint8 [frames, height, width, 3]; noise follows from the seed and the prompt's place, from `first`.
 

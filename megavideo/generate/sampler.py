@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from megavideo.config.schema.model import ModelConfig
 from megavideo.data.patches import unpatchify
-from megavideo.diffusion.conditions import given_channels
 from megavideo.diffusion.objective import NUM_TIMESTEPS
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.model.dit import DiT
@@ -68,12 +67,19 @@ class GivenTokens:
 
 
 @dataclass(frozen=True)
+class GivenChannels:
+    """What a model with given channels is told: its further input channels [N, G], float32."""
+
+    channels: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Prompt:
     """An encoded prompt [L, text_dim], the randomness of its sample, and what the sample is given besides."""
 
     text: torch.Tensor
     key: SampleKey
-    given: GivenTokens | None = None
+    given: GivenTokens | GivenChannels | None = None
 
 
 @torch.no_grad()
@@ -89,16 +95,13 @@ def sample_latents(
     """Latents [C, T, H, W], float32, one a prompt; a prompt's result does not depend on the others in the batch.
 
     `scheduler` has its timesteps set. The model runs in its own precision, the sampler in float32. Given tokens are
-    clean at every step, with and without the prompt, and come out as they were; a model with given channels is told of
-    them there, and makes all tokens.
+    clean at every step, with and without the prompt, and come out as they were; a model with given channels is told
+    there, with and without the prompt, and makes all tokens.
     """
     x = torch.stack([prompt.key.normal("sample", (grid.num_tokens, model.config.patch_dim)) for prompt in prompts])
     x = x.to(model.device) * float(scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else 1.0)
     clean, given = _given(prompts, x)
-    channels = None
-    if model.config.given_channels:  # these tell what is given, and all tokens are sampled
-        channels = given_channels(clean.flatten(0, 1), given.flatten(), model.config).view(*given.shape, -1)
-        given = torch.zeros_like(given)
+    channels = _channels(prompts, x, model.config.given_dim) if model.config.given_channels else None
     conditional = guidance.scale != 0.0
     unconditional = guidance.scale != 1.0
     copies = conditional + unconditional
@@ -120,9 +123,18 @@ def _given(prompts: Sequence[Prompt], x: torch.Tensor) -> tuple[torch.Tensor, to
     """Clean tokens [B, N, P] and which of them are given [B, N], like the samples x."""
     clean, given = torch.zeros_like(x), torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     for i, prompt in enumerate(prompts):
-        if prompt.given is not None:
+        if isinstance(prompt.given, GivenTokens):
             clean[i], given[i] = prompt.given.tokens, prompt.given.given
     return clean, given
+
+
+def _channels(prompts: Sequence[Prompt], x: torch.Tensor, width: int) -> torch.Tensor:
+    """Further input channels [B, N, G] beside the samples x; zero where nothing is given."""
+    channels = x.new_zeros(*x.shape[:2], width)
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt.given, GivenChannels):
+            channels[i] = prompt.given.channels
+    return channels
 
 
 def _pack(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from megavideo.data.dataset.given_latents import GIVEN_COLUMNS
 from megavideo.data.plan.packing import PackLimits
 from megavideo.data.stream.batch import assemble
 from megavideo.data.stream.shards import LatentSample
@@ -15,7 +16,7 @@ from megavideo.diffusion.randomness import SampleKey
 from megavideo.parity.spec import ParitySpec
 from megavideo.train.loss.term_labels import Windows, choose_windows
 from megavideo.train.packs.feed import StepInput
-from megavideo.train.packs.noising import TrainBatch, noise_pack, num_loss_tokens
+from megavideo.train.packs.noising import TrainBatch, noise_pack, num_loss_tokens, tell_given
 from megavideo.types import Grid, PackSegment
 
 _TEXT_TOKENS = 5  # of the longest caption; captions of a pack differ in length
@@ -60,15 +61,21 @@ def _batch(spec: ParitySpec, segments: Sequence[PackSegment], windows: Windows) 
     samples = [_sample(spec, segment) for segment in segments]
     pack = assemble(segments, samples, spec.model.patch, limits)
     objective = build_objective(spec.diffusion)
-    return noise_pack(pack, segments, spec.diffusion, objective, spec.seed, windows, spec.model)
+    keys = [SampleKey(spec.seed, segment.sample_id, segment.visit) for segment in segments]
+    pack = tell_given(pack, segments, samples, keys, spec.diffusion, spec.model)
+    return noise_pack(pack, segments, spec.diffusion, objective, spec.seed, windows)
 
 
 def _sample(spec: ParitySpec, segment: PackSegment) -> LatentSample:
     key = SampleKey(spec.seed, segment.sample_id, segment.visit)
     model = spec.model
-    latent = key.normal("parity/latent", (model.latent_channels, *_latent(segment.grid, model.patch)))
+    size = (model.latent_channels, *_latent(segment.grid, model.patch))
+    latent = key.normal("parity/latent", size)
+    given: dict[str, torch.Tensor] = {
+        task: key.normal(f"parity/{task}", size) for task in GIVEN_COLUMNS if model.given_channels
+    }
     text = key.normal("parity/text", (segment.text_tokens, model.text_dim))
-    return LatentSample(latent, text, fps=8.0 + 8.0 * (segment.index % 3))
+    return LatentSample(latent, text, fps=8.0 + 8.0 * (segment.index % 3), given=given)
 
 
 def _latent(grid: Grid, patch: tuple[int, int, int]) -> tuple[int, int, int]:

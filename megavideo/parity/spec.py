@@ -76,8 +76,7 @@ class ParitySpec(ParityRun):
     @property
     def diffusion(self) -> DiffusionConfig:
         """Flow matching with clips that are partly given, so that tokens of one segment differ in their timestep."""
-        both_ends = 0.0 if self.given_channels else 1.0
-        conditions = ConditionConfig(text=1.0, image_to_video=1.0, interpolation=both_ends)
+        conditions = ConditionConfig(text=1.0, image_to_video=1.0, interpolation=1.0)
         weights = {name: weight if name in self.loss_terms else 0.0 for name, weight in _TERM_WEIGHTS.items()}
         terms = LossTermsConfig(
             temporal_consistency=weights["temporal_consistency"],

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megavideo.config.schema.prepare import GivenTask
 from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.dataset.dataset import (
     ENCODERS_PREFIX,
@@ -48,18 +49,19 @@ def write_dataset(
     bad: Mapping[int, float] | None = None,
     flat: bool = False,
     shard_bytes: int = 8192,
+    given: tuple[GivenTask, ...] = (),
 ) -> DatasetInfo:
     """Write `num_samples` samples whose latent sizes go round `grids`.
 
     `bad` puts a value, as infinity, into the latents of the samples it names. `flat` latents hold one vector of signs
-    all over, which a model learns in a few steps; the others are normal noise.
+    all over, which a model learns in a few steps; the others are normal noise, as are those of what is `given`.
     """
     rng = np.random.default_rng(num_samples)
     text_encoder = BytesTextEncoder(TEXT_DIM, 16)
     storage = open_storage(uri)
     clear(storage)
     rows = []
-    with _shards_in(storage, shard_bytes) as (writer, shards):
+    with _shards_in(storage, shard_bytes, given) as (writer, shards):
         for index in range(num_samples):
             grid = grids[index % len(grids)]
             caption = f"a {_COLOURS[index % len(_COLOURS)]} shape" + ", moving" * (index % 3)
@@ -71,7 +73,8 @@ def write_dataset(
                 latent[0, 0, 0, 0] = bad[index]
             sample = SampleInfo(f"sample-{index}", index, grid, len(text), 8.0, caption, f"{index}.mp4")
             pixels = (1 + 4 * (grid.t - 1), 8 * grid.h, 8 * grid.w)
-            writer.add(sample, latent.astype(np.float16), [text], [1.0])
+            told = {task: _given_latent(index, task, latent.shape) for task in given}
+            writer.add(sample, latent.astype(np.float16), [text], [1.0], told)
             rows.append(manifest_row(sample, pixels, [(WeightedCaption(caption), len(text))]))
     null_text = null_text_bytes(text_encoder.encode([""])[0].numpy())
     storage.write_bytes(NULL_TEXT_NAME, null_text)
@@ -90,6 +93,7 @@ def write_dataset(
         dropped=(),
         captions_cut=0,
         checksums={NULL_TEXT_NAME: checksum(null_text)},
+        given_latents=given,
     )
     with tempfile.TemporaryDirectory() as folder:
         manifest = ManifestFile(storage, Path(folder))
@@ -98,18 +102,26 @@ def write_dataset(
 
 
 @contextmanager
-def _shards_in(storage: Storage, shard_bytes: int) -> Iterator[tuple[ShardWriter, list[ShardEntry]]]:
+def _shards_in(
+    storage: Storage, shard_bytes: int, given: tuple[GivenTask, ...]
+) -> Iterator[tuple[ShardWriter, list[ShardEntry]]]:
     """A writer, and the index of its shards once it is left; they are called shard.00000.mds and so on."""
     shards: list[ShardEntry] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with writing_shards(LocalStorage(folder / "made"), "shard", folder / "staging", shard_bytes) as writer:
+        with writing_shards(LocalStorage(folder / "made"), "shard", folder / "staging", shard_bytes, given) as writer:
             yield writer, shards
             made = writer.finish()
         for number, shard in enumerate(made):
             name = f"shard.{number:05d}.mds"
             storage.upload(folder / "made" / shard.raw_data.basename, name)
             shards.append(replace(shard, raw_data=replace(shard.raw_data, basename=name)))
+
+
+def _given_latent(index: int, task: GivenTask, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise of its own, so that the clip's own latent does not depend on what is stored beside it."""
+    rng = np.random.default_rng([index, len(task)])
+    return rng.standard_normal(shape).astype(np.float16)
 
 
 def small_autoencoder() -> PcaAutoencoder:

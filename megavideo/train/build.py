@@ -35,6 +35,7 @@ from megavideo.parallel.parallelize import parallelize
 from megavideo.parallel.processes.distributed import Launch, check_precision
 from megavideo.parallel.processes.groups import Groups
 from megavideo.parallel.processes.mesh import ProcessMesh
+from megavideo.train.given_latents import check_given_latents
 from megavideo.train.loss.loss_terms import Decode, build_loss_terms
 from megavideo.train.packs.feed import Feed, shard_cache
 from megavideo.train.packs.noising import TrainBatch
@@ -68,6 +69,7 @@ def build_parts(config: TrainRun, launch: Launch, version: int | None = None, pl
     _check_packs(config, mesh)
     dataset = open_dataset(config.data.uri, RetryPolicy(config.data.retry_seconds), version)
     _check_dataset(config, dataset)
+    check_given_latents(config, dataset, "data.uri")
     cache_gb = config.data.cache_gb
     options = StreamOptions(config.data.workers, None if cache_gb is None else cache_gb * 1e9)
     reader = ShardReader(dataset, shard_cache(config, dataset), options)

@@ -95,13 +95,28 @@ def test_text_dropout_share() -> None:
     assert all(drops_text(1.0, key(i)) for i in range(200))
 
 
-def test_given_channels_are_laid_out_as_wan_has_them() -> None:
-    """Four channels of a mask, then the clean latents: those of the first frame, zero elsewhere."""
+@pytest.mark.parametrize("task", ["image_to_video", "interpolation"])
+def test_given_channels_are_laid_out_as_wan_has_them(task: str) -> None:
+    """A channel of the mask for each frame of a latent one, of which the first holds only one; then latents."""
     config = ModelConfig(layers=1, width=16, ffn=16, heads=2, latent_channels=6, text_dim=8, given_channels=10)
-    latent = torch.randn(6, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    told = torch.randn(6, 3, 4, 8, generator=torch.Generator().manual_seed(0))
     grid = Grid(3, 2, 4)
-    given = condition_mask("image_to_video", key(0), grid)
-    found = unpatchify(given_channels(patchify(latent, config.patch), given, config), grid, config.patch)
-    expected = torch.zeros(10, 3, 4, 8)
-    expected[:4, 0], expected[4:, 0] = 1.0, latent[:, 0]
-    assert torch.equal(found, expected)
+    found = unpatchify(given_channels(patchify(told, config.patch), task, grid, config), grid, config.patch)
+    frames = torch.zeros(12)  # of which the first three stand for the one that the first latent frame holds
+    frames[:4] = 1.0
+    if task == "interpolation":
+        frames[-1] = 1.0
+    mask = frames.view(3, 4).T[:, :, None, None].expand(4, 3, 4, 8)
+    assert torch.equal(found, torch.cat([mask, told]))
+
+
+def test_a_mask_of_given_channels_tells_frames_within_a_token() -> None:
+    """Where a token holds two latent frames the mask is that of each, not of the token."""
+    config = ModelConfig(
+        layers=1, width=16, ffn=16, heads=2, latent_channels=3, text_dim=8, given_channels=7, patch=(2, 1, 1)
+    )
+    told = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    grid = Grid(2, 2, 2)
+    found = unpatchify(given_channels(patchify(told, config.patch), "interpolation", grid, config), grid, config.patch)
+    assert found[:4, :, 0, 0].T.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert torch.equal(found[4:], told)

@@ -21,7 +21,7 @@ from megavideo.config.schema.sample import Mode, SampleRun
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.clips.write_video import write_video
 from megavideo.data.patches import patchify, token_grid, unpatchify
-from megavideo.diffusion.conditions import condition_mask, given_channels
+from megavideo.diffusion.conditions import condition_mask
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.encoders.encode.clips import to_video
 from megavideo.encoders.encode.half import as_stored
@@ -168,38 +168,6 @@ def test_given_latents_are_clean_at_every_step_and_come_out_bit_equal(
         for i, wanted in enumerate((one, ends)):
             assert torch.equal(masks[0, i], wanted.given)
             assert torch.equal(tokens[0, i][wanted.given], wanted.tokens[wanted.given].to(dtype))
-
-
-def test_a_model_with_given_channels_is_told_there(tmp_path: Path, files: dict[str, str]) -> None:
-    wide = micro_config(
-        name="wide", output=tmp_path, data__uri="x", diffusion__conditions__image_to_video=1.0, model__given_channels=8
-    )
-    write_run(wide)
-    run = opened(wide)
-    seen: list[PackedBatch] = []
-    plain = Predictor.of(run.model)
-
-    def predict(pack: PackedBatch) -> torch.Tensor:
-        seen.append(pack)
-        return plain.predict(pack)
-
-    tokens = reader(run).read(GivenFiles(image=files["image"]), "image_to_video")
-    text, negative = run.encoders.text_encoder.encode(["a red shape", ""])
-    prompts = [Prompt(text, SampleKey(0, str(i), 0), given) for i, given in enumerate((tokens, None))]
-    sampler = build_scheduler("euler", run.config.diffusion, 3.0)
-    sampler.set_timesteps(3)
-    model = dataclasses.replace(plain, predict=predict, multiple=5)
-    grid = token_grid(LATENT, PATCH)
-    told, free = sample_latents(model, sampler, prompts, Guidance(5.0, negative), grid, PATCH, 8.0)
-    expected = given_channels(tokens.tokens, tokens.given, wide.model)
-    for pack in seen:
-        assert pack.given is not None and len(pack.given) == len(pack.tokens) == 25 and not pack.condition_mask.any()
-        channels = pack.given[:24].view(2, 2, grid.num_tokens, -1)
-        assert torch.equal(channels[0, 0], expected) and torch.equal(channels[1, 0], expected)
-        assert not channels[:, 1].any()
-    assert len(seen) == 3 and told.shape == free.shape
-    (video,) = sample_videos(run, settings(**SIZE), ["a"], "", first=0, given=[tokens])
-    assert video.shape == (9, 16, 32, 3)
 
 
 def test_what_is_given_changes_the_rest(run: LoadedRun, files: dict[str, str]) -> None:

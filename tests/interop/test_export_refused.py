@@ -61,7 +61,7 @@ NO_PIPELINE = [
     ({"diffusion": "ddpm"}, [], "diffusion.objective='ddpm'"),
     ({"diffusion__shift_by_size": "true"}, [], "diffusion.shift_by_size=True"),
     ({"diffusion__conditions__image_to_video": 0.5, "model__patch": "[1,1,1]"}, [], "model.patch=(1, 1, 1)"),
-    ({"diffusion__conditions__image_to_video": 0.5, "model__given_channels": 20}, [], "model.given_channels=20"),
+    ({"diffusion__conditions__image_to_video": 0.5, "model__given_channels": 10}, [], "model.given_channels=10"),
     ({}, [], "autoencoder.kind='pca'"),
     ({}, ["parts.vae=none"], "text_encoder.kind='bytes'"),
     ({}, ["parts.vae=none", "parts.text_encoder=none"], "text_encoder.kind='bytes'"),

@@ -35,13 +35,13 @@ def transformer(config: ModelConfig = SMALL, seed: int = 0, **changes: Any) -> A
     return model.eval()
 
 
-def save_pipeline(folder: Path, config: ModelConfig = SMALL) -> Any:
+def save_pipeline(folder: Path, config: ModelConfig = SMALL, kind: type = WanPipeline) -> Any:
     """Save a whole pipeline; what it is made of."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     text = make_text(folder / "made_text")
     video = make_wan(folder / "made_video", latents_mean=[0.1] * CHANNELS, latents_std=[1.3] * CHANNELS)
-    pipeline = WanPipeline(
+    pipeline: Any = kind(
         tokenizer=AutoTokenizer.from_pretrained(text),
         text_encoder=UMT5EncoderModel.from_pretrained(text),
         vae=AutoencoderKLWan.from_pretrained(video),

@@ -16,7 +16,7 @@ from megavideo.types import Grid
 
 
 def test_an_expert_with_given_channels_trains_validates_and_draws(tmp_path: Path) -> None:
-    write_dataset(str(tmp_path / "latents"), 8, grids=(Grid(3, 4, 4),))
+    write_dataset(str(tmp_path / "latents"), 8, grids=(Grid(3, 4, 4),), given=("image_to_video",))
     words: dict[str, Any] = {
         "name": "high", "output": tmp_path / "runs", "data__uri": tmp_path / "latents", "train__steps": 2,
         "model__given_channels": 8, "diffusion__conditions__image_to_video": 1.0, "diffusion__shift": 5.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from statistics import fmean
 from typing import Any
 
@@ -11,17 +12,19 @@ import torch
 
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.dataset.dataset import LatentDataset, open_dataset
+from megavideo.data.patches import unpatchify
 from megavideo.data.stream.shards import LatentSample, ShardReader
-from megavideo.diffusion.conditions import draw_mask, drops_text
+from megavideo.diffusion.conditions import draw_mask, draw_task, drops_text
 from megavideo.diffusion.objective import build_objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import range_share
-from megavideo.errors import DataError
+from megavideo.errors import ConfigError, DataError
 from megavideo.model.modulation import sinusoid
 from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.testing.dataset import write_dataset
 from megavideo.testing.saved_run import random_model
 from megavideo.testing.settings import micro_config
+from megavideo.train.given_latents import check_given_latents
 from megavideo.train.packs.feed import Feed
 from megavideo.train.packs.noising import TrainBatch, choose_texts
 from megavideo.types import Grid, PackSegment
@@ -153,28 +156,82 @@ def test_given_tokens_stay_clean_and_the_others_are_noised(dataset: LatentDatase
     assert seen > 100
 
 
-def test_given_channels_tell_what_is_given_and_all_tokens_are_noised(dataset: LatentDataset) -> None:
-    settings = {"diffusion__conditions__image_to_video": 1.0}
-    plain = make_feed(dataset, **settings)
-    feed = make_feed(dataset, model__given_channels=8, **settings)
-    seen = 0
+WIDE = {
+    "model__given_channels": 8, "diffusion__conditions__image_to_video": 1.0,
+    "diffusion__conditions__interpolation": 0.7,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> LatentDataset:
+    """The same latents, with those of what is given beside them."""
+    folder = tmp_path_factory.mktemp("told")
+    write_dataset(str(folder), 18, given=("image_to_video", "interpolation"))
+    return open_dataset(str(folder))
+
+
+def test_given_channels_tell_what_is_given_and_all_tokens_are_noised(
+    dataset: LatentDataset, told: LatentDataset
+) -> None:
+    config = micro_config(data__uri="x", **WIDE)
+    plain = make_feed(dataset, **{name: value for name, value in WIDE.items() if not name.startswith("model")})
+    feed, reader = make_feed(told, **WIDE), ShardReader(told, None)
+    index = {sample.sample_id: sample.index for sample in told.samples}
+    seen: Counter[str] = Counter()
     for step in range(4):
         one, two = plain.step(step), feed.step(step)
         assert two.loss_tokens == two.tokens > one.loss_tokens
         for known, batch in zip(one.batches, two.batches, strict=True):
-            given, mask = batch.pack.given, known.pack.condition_mask
-            assert given is not None and known.pack.given is None and not batch.pack.condition_mask.any()
-            cells = given.unflatten(-1, (4, 8))
-            assert torch.equal(cells[..., 0], mask[:, None].expand(-1, 4).float()) and not given[~mask].any()
-            # clean tokens of the plain feed, and noise in their place where the channels tell them
-            assert torch.equal(cells[mask][..., 4:].flatten(1), known.pack.tokens[mask])
-            assert torch.equal(batch.pack.tokens[~mask], known.pack.tokens[~mask])
-            assert not torch.isclose(batch.pack.tokens[mask], known.pack.tokens[mask]).all(dim=1).any()
-            assert bool((batch.weight > 0)[: int(batch.pack.cu_seqlens[-1])].all())
+            pack, free = batch.pack, ~known.pack.condition_mask
+            assert pack.given is not None and known.pack.given is None and not pack.condition_mask.any()
+            assert torch.equal(pack.tokens[free], known.pack.tokens[free])
+            assert not torch.isclose(pack.tokens[~free], known.pack.tokens[~free]).all(dim=1).any()
+            assert bool((batch.weight > 0)[: pack.bounds[-1]].all()) and not pack.given[pack.bounds[-1] :].any()
             moved = batch.to(torch.device("cpu"), torch.bfloat16).pack.given
             assert moved is not None and moved.dtype == torch.bfloat16
-            seen += int(mask.sum())
-    assert seen > 50
+            for i, name in enumerate(filter(None, pack.sample_ids)):
+                grid = Grid(*pack.grid[i].tolist())
+                task = draw_task(config.diffusion.conditions, SampleKey(0, name, pack.visits[i]), grid)
+                found, seen[task] = pack.given[pack.bounds[i] : pack.bounds[i + 1]], seen[task] + 1
+                if task == "text":
+                    assert not found.any()
+                    continue
+                latent = unpatchify(found, grid, config.model.patch)
+                assert torch.equal(latent[4:], reader.read(index[name]).given[task])
+                assert latent[:4, 0].all() and not latent[:4, 1:-1].any() and not latent[:3, -1].any()
+                assert bool(latent[3, -1].all()) == (task == "interpolation") == bool(latent[3, -1].any())
+    assert min(seen[task] for task in ("text", "image_to_video", "interpolation")) >= 3, seen
+
+
+def test_given_channels_are_the_same_on_other_ranks_and_among_other_neighbours(told: LatentDataset) -> None:
+    def by_sample(feeds: list[Feed]) -> dict[tuple[str, int], torch.Tensor]:
+        packs = [batch.pack for step in range(6) for feed in feeds for batch in feed.step(step).batches]
+        return {
+            (name, pack.visits[i]): pack.given[pack.bounds[i] : pack.bounds[i + 1]]
+            for pack in packs for i, name in enumerate(pack.sample_ids) if name and pack.given is not None
+        }  # fmt: skip
+
+    whole = by_sample([make_feed(told, **WIDE)])
+    for other in (
+        by_sample([make_feed(told, rank, 2, **WIDE) for rank in range(2)]),
+        by_sample([make_feed(told, data__tokens_per_pack=31, data__max_segments=3, **WIDE)]),
+    ):
+        common = whole.keys() & other.keys()
+        assert len(common) > 20 and all(torch.equal(whole[key], other[key]) for key in common)
+
+
+def test_a_dataset_without_what_is_given_is_refused(dataset: LatentDataset, told: LatentDataset) -> None:
+    config = micro_config(data__uri="x", **WIDE)
+    check_given_latents(config, told, "data.uri")
+    check_given_latents(micro_config(data__uri="x"), dataset, "data.uri")
+    with pytest.raises(
+        ConfigError, match=r"stores no latents of the frames that image_to_video and interpolation "
+    ) as e:
+        check_given_latents(config, dataset, "validation.uri")
+    assert e.value.field == "validation.uri" and "given_latents=[image_to_video,interpolation]" in e.value.remedy
+    # and one whose description says more than its shards hold
+    with pytest.raises(DataError, match=r"sample sample-\d+: its shard has no latents of what (image|inter)"):
+        [make_feed(dataset, **WIDE).step(step) for step in range(2)]
 
 
 def test_levels_stay_in_the_range_and_its_share_is_told(dataset: LatentDataset) -> None:

@@ -51,7 +51,7 @@ def time_dim_is_even(cfg: TrainRun) -> None:
 
 
 def given_channels_fit(cfg: TrainRun) -> None:
-    """Further input channels hold a mask and the latents of a first frame: Wan lays them out for image_to_video."""
+    """Further input channels hold a mask and latents of a first frame, and perhaps a last: so Wan lays them out."""
     model, conditions = cfg.model, cfg.diffusion.conditions
     if model.given_channels == 0:
         return
@@ -59,12 +59,12 @@ def given_channels_fit(cfg: TrainRun) -> None:
     if number <= model.latent_channels:
         rule = f"must hold a mask besides model.latent_channels={model.latent_channels}"
         raise ConfigError(field, number, rule, f"take {field}={model.latent_channels + 4}, as Wan has them")
-    for name in ("extension", "interpolation", "inpainting"):
+    for name in ("extension", "inpainting"):
         if getattr(conditions, name) > 0:
-            rule = f"is not among what {field}={number} can tell, which Wan lays out for image_to_video"
+            rule = f"is not among what {field}={number} can tell, which are a first frame and a last"
             remedy = f"add diffusion.conditions.{name}=0"
             raise ConfigError(f"diffusion.conditions.{name}", getattr(conditions, name), rule, remedy)
-    if conditions.image_to_video == 0 and cfg.stage is None and not cfg.stages:
+    if not (conditions.image_to_video or conditions.interpolation) and cfg.stage is None and not cfg.stages:
         rule = "has no effect with diffusion.conditions.image_to_video=0"
         raise ConfigError(field, number, rule, "add diffusion.conditions.image_to_video=1, or drop it")
 

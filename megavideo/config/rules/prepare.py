@@ -90,6 +90,15 @@ def encode_does_not_write_into_src(cfg: EncodeRun) -> None:
         raise ConfigError("out", cfg.out, "must differ from src", "name another folder")
 
 
+def given_latents_are_tasks(cfg: EncodeRun) -> None:
+    """Each task once, and null for none."""
+    tasks = cfg.given_latents
+    if tasks is not None and (not tasks or len(set(tasks)) < len(tasks)):
+        rule = "names a task twice" if tasks else "names no task"
+        remedy = "take given_latents=[image_to_video] or [image_to_video,interpolation], or null"
+        raise ConfigError("given_latents", list(tasks), rule, remedy)
+
+
 def encode_patch_is_positive(cfg: EncodeRun) -> None:
     """A patch covers at least one latent point along each axis."""
     if min(cfg.patch) < 1:
@@ -161,6 +170,7 @@ ENCODE_RULES = (
     encode_does_not_write_into_src,
     encode_begins_anew_or_retries,
     encode_patch_is_positive,
+    given_latents_are_tasks,
     repeats_are_limited_where_they_are_made,
     area_holds_a_patch,
     autoencoder_settings_fit,

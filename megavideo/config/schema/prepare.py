@@ -10,6 +10,8 @@ from megavideo.config.schema.clip_scores import ScoresConfig
 from megavideo.config.schema.clip_store import ClipStoreConfig
 from megavideo.config.schema.field import setting
 
+GivenTask = Literal["image_to_video", "interpolation"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestRun:
@@ -81,6 +83,10 @@ class EncodeRun:
     on, and new clips are added as a new version; weights may have moved to another `path` since. `overwrite` begins
     anew instead.
 
+    `given_latents` are tasks for which models with `model.given_channels` will be trained: beside each clip's latent
+    those of its first frame alone, or of its first and last (`interpolation`), are stored, with grey frames in place of
+    the others. Each takes as many bytes as the clip's latent, and as long to encode.
+
     Clips are encoded in units of `unit_clips`, each by one of `workers` processes (default: one a GPU, else this one
     alone). `shard` is the share of the units that this task encodes, `0/4` to `3/4` (default: its share of a SLURM job
     array, else all). `retry_dropped` tries clips once more that could not be read in an earlier version.
@@ -93,6 +99,7 @@ class EncodeRun:
     fps: float | None = setting(None, minimum=0.01, maximum=1000.0)
     max_doubled: float = setting(0.5, minimum=0.0, maximum=1.0)
     patch: tuple[int, int, int] = (1, 2, 2)
+    given_latents: tuple[GivenTask, ...] | None = None
     shard_bytes: int = setting(67108864, minimum=4096)
     unit_clips: int = setting(256, minimum=1)
     workers: int | None = setting(None, minimum=1, maximum=1024)

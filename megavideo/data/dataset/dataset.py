@@ -22,6 +22,7 @@ from megavideo.border.fields import Count, Finite, Size
 from megavideo.border.json_text import parse_json
 from megavideo.border.refused import Refused
 from megavideo.border.tensor_file import parse_tensors
+from megavideo.config.schema.prepare import GivenTask
 from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.dataset.index import ShardEntry, parse_index
 from megavideo.data.dataset.manifest import Manifest
@@ -56,8 +57,8 @@ class DatasetInfo:
 
     `checksums` are SHA-256 sums of the small files by name; shards carry their own. `num_bytes` are those of shards,
     manifest and index. `num_plans` tells how many lists of work it comes from. `psnr_db` is the autoencoder's on
-    `psnr_clips` clips, from the latents as stored. `frames` tells what of its clips' frames it shows. `version` is 0 in
-    the format that had none.
+    `psnr_clips` clips, from the latents as stored. `frames` tells what of its clips' frames it shows. `given_latents`
+    are the tasks whose given frames are stored too. `version` is 0 in the format that had none.
     """
 
     format: int
@@ -76,6 +77,7 @@ class DatasetInfo:
     psnr_db: Finite | None = None
     psnr_clips: Count = 0
     frames: FrameCounts = NOT_COUNTED
+    given_latents: tuple[GivenTask, ...] = ()
 
     @property
     def index_name(self) -> str:
@@ -155,7 +157,7 @@ def info_bytes(info: DatasetInfo) -> bytes:
     """The content of `dataset.json`."""
     value = asdict(info)
     if info.format == _OLD_FORMAT:
-        for name in ("version", "num_plans", "num_bytes", "psnr_db", "psnr_clips", "frames"):
+        for name in ("version", "num_plans", "num_bytes", "psnr_db", "psnr_clips", "frames", "given_latents"):
             del value[name]
         for clip in value["dropped"]:
             del clip["clip_id"]

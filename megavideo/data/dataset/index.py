@@ -13,9 +13,10 @@ from megavideo.border.json_text import parse_json, read_json
 from megavideo.border.names import shown, stored_name
 from megavideo.border.refused import Refused
 from megavideo.data.dataset.caption_texts import CAPTION_COLUMNS
+from megavideo.data.dataset.given_latents import GIVEN_COLUMNS, given_columns
 from megavideo.data.dataset.manifest_rows import damaged
 
-# Columns of the shards and their MDS encodings: latent [C, t, h, w], text [L, text_dim] of all captions, unpadded.
+# Columns of all shards and their MDS encodings: latent [C, t, h, w], text [L, text_dim] of all captions, unpadded.
 COLUMNS = {
     "sample_id": "str",
     "latent": "ndarray:float16",
@@ -24,6 +25,7 @@ COLUMNS = {
     "fps": "float64",
     **CAPTION_COLUMNS,
 }
+_KNOWN_COLUMNS = {**COLUMNS, **given_columns(tuple(GIVEN_COLUMNS))}
 _BYTES_OF_COLUMNS = {"fps": 8}  # of those whose values are all of one length
 _REMEDY = "encode again with overwrite=true, and use no dataset of those whom you do not trust"
 
@@ -78,7 +80,7 @@ class ShardEntry:
         if len({len(column) for column in columns}) != 1 or len(set(self.column_names)) != len(self.column_names):
             raise Refused("names, encodings and sizes of its columns are not of the same columns")
         for name, encoding, size in zip(*columns, strict=True):
-            if COLUMNS.get(name) != encoding:
+            if _KNOWN_COLUMNS.get(name) != encoding:
                 raise Refused(
                     f"a column {shown(name)} of encoding {shown(encoding)}, which no dataset of megavideo has: reading "
                     "it may run code"

@@ -6,9 +6,9 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from streaming.base.format.mds.reader import MDSReader
 from megavideo.border.names import shown
 from megavideo.data.dataset.caption_texts import split_texts
 from megavideo.data.dataset.dataset import LatentDataset
+from megavideo.data.dataset.given_latents import given_of_row
 from megavideo.data.dataset.index import ShardEntry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.cache import ShardCache
@@ -35,7 +36,8 @@ class LatentSample:
     """One encoded sample: latent [C, T, H, W] and text [L, text_dim], float32, and frames per second.
 
     Where it has several captions, `texts` are all of them, `weights` how often each is to be drawn, and `text` is the
-    heaviest; else both are empty.
+    heaviest; else both are empty. `given` holds, for the tasks that the dataset stores, latents of a video with only
+    their given frames and grey ones in place of the others.
     """
 
     latent: torch.Tensor
@@ -43,6 +45,7 @@ class LatentSample:
     fps: float
     texts: tuple[torch.Tensor, ...] = ()
     weights: tuple[float, ...] = ()
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class ShardReader:
     def _sample(self, index: int, row: dict[str, Any]) -> LatentSample:
         try:
             arrays, weights = split_texts(row)
+            given: dict[str, torch.Tensor] = {task: _float_tensor(array) for task, array in given_of_row(row).items()}
         except ValueError as error:
             raise DataError(
                 f"{self._dataset.uri}: sample {index}: {error}. Remedy: encode again with overwrite=true"
@@ -150,8 +154,8 @@ class ShardReader:
         texts = tuple(_float_tensor(array) for array in arrays)
         latent, fps = _float_tensor(row["latent"]), float(row["fps"])
         if len(texts) == 1:
-            return LatentSample(latent, texts[0], fps)
-        return LatentSample(latent, texts[weights.index(max(weights))], fps, texts, weights)
+            return LatentSample(latent, texts[0], fps, given=given)
+        return LatentSample(latent, texts[weights.index(max(weights))], fps, texts, weights, given)
 
     def _number(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))

@@ -18,7 +18,7 @@ from typing import Any
 from megavideo.border.fields import Size
 from megavideo.border.json_text import parse_json
 from megavideo.border.refused import Refused
-from megavideo.config.schema.prepare import EncodeRun
+from megavideo.config.schema.prepare import EncodeRun, GivenTask
 from megavideo.data.dataset.dataset import (
     DATASET_NAME,
     ENCODERS_PREFIX,
@@ -37,7 +37,7 @@ from megavideo.errors import ConfigError, DataError
 
 ENCODE_NAME = "encode.json"
 _FORMAT = 2
-_FIXED = ("area", "max_frames", "fps", "patch", "autoencoder", "text_encoder")
+_FIXED = ("area", "max_frames", "fps", "patch", "given_latents", "autoencoder", "text_encoder")
 _OF_EACH_TASK = ("src", "store", "out", "workers", "shard", "overwrite")
 # Deleted in this order: what makes a dataset of it first, what tells whose files these are last.
 _CLEARED = (
@@ -60,6 +60,7 @@ class Place:
     time_ratio: int
     space_ratio: int
     null_text_checksum: str
+    given_latents: tuple[GivenTask, ...] = ()
 
 
 def check_place(cfg: EncodeRun) -> tuple[Storage, bool]:
@@ -139,6 +140,7 @@ def open_place(storage: Storage, folder: Path) -> Place:
             time_ratio=begun.time_ratio,
             space_ratio=begun.space_ratio,
             null_text_checksum=begun.null_text,
+            given_latents=begun.given_latents,
         )
     except Refused as error:
         raise _damaged(storage, ENCODE_NAME, error) from error
@@ -206,6 +208,11 @@ class _Begun:
     def patch(self) -> tuple[int, int, int]:
         """Raises Refused where the settings have none."""
         return parse_json(json.dumps(self.settings.get("patch")), tuple[Size, Size, Size])
+
+    @property
+    def given_latents(self) -> tuple[GivenTask, ...]:
+        """None in settings of a time when there were none; Refused for a task that is not known."""
+        return parse_json(json.dumps(self.settings.get("given_latents") or ()), tuple[GivenTask, ...])
 
     @property
     def key(self) -> str:

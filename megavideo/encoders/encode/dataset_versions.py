@@ -132,6 +132,7 @@ def publish_units(place: Place, before: Version | None, gathered: Gathered, num_
         psnr_db=psnr_db,
         psnr_clips=psnr_clips,
         frames=gathered.frames,
+        given_latents=place.given_latents,
     )
     return publish_version(place.storage, info, gathered.shards, manifest)
 

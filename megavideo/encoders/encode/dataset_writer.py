@@ -7,7 +7,7 @@ index and its manifest, then its description; `dataset.json` is pointed to it la
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from megavideo.config.schema.prepare import GivenTask
 from megavideo.data.dataset.caption_texts import join_texts
 from megavideo.data.dataset.dataset import (
     DATASET_NAME,
@@ -27,6 +28,7 @@ from megavideo.data.dataset.dataset import (
     parse_info,
     version_name,
 )
+from megavideo.data.dataset.given_latents import GIVEN_COLUMNS, given_columns
 from megavideo.data.dataset.index import COLUMNS, ShardEntry, index_bytes, read_index
 from megavideo.data.storage.files import writing
 from megavideo.data.storage.protocol import Storage
@@ -40,10 +42,13 @@ _HASH = "xxh64"
 class ShardWriter:
     """Writes samples to shards, moving each to the storage as soon as it is full. Made by `writing_shards`.
 
-    A shard is stored as `prefix`, its number and its hash. A disk that refuses is a DataError.
+    A shard is stored as `prefix`, its number and its hash. Samples come with latents of what is given for the tasks
+    `given`. A disk that refuses is a DataError.
     """
 
-    def __init__(self, storage: Storage, prefix: str, staging: Path, shard_bytes: int) -> None:
+    def __init__(
+        self, storage: Storage, prefix: str, staging: Path, shard_bytes: int, given: Sequence[GivenTask] = ()
+    ) -> None:
         from streaming import MDSWriter
 
         self.num_samples = 0
@@ -52,14 +57,24 @@ class ShardWriter:
         self._staging = staging / "shards"
         self._names: dict[str, tuple[str, str]] = {}
         self._shards = MDSWriter(
-            columns=COLUMNS, out=str(self._staging), hashes=[_HASH], size_limit=shard_bytes, max_workers=1
-        )
+            columns={**COLUMNS, **given_columns(given)}, out=str(self._staging), hashes=[_HASH],
+            size_limit=shard_bytes, max_workers=1,
+        )  # fmt: skip
 
     def add(
-        self, sample: SampleInfo, latent: np.ndarray, texts: Sequence[np.ndarray], weights: Sequence[float]
+        self,
+        sample: SampleInfo,
+        latent: np.ndarray,
+        texts: Sequence[np.ndarray],
+        weights: Sequence[float],
+        given: Mapping[GivenTask, np.ndarray] | None = None,
     ) -> None:
-        """Append a sample: latent [C, t, h, w], float16, and of each caption its text [L, text_dim] and weight."""
+        """Append a sample: latent [C, t, h, w], float16, and of each caption its text [L, text_dim] and weight.
+
+        `given` are latents of the same size, one a task.
+        """
         row: dict[str, Any] = {"sample_id": sample.sample_id, "latent": latent, "caption": sample.caption}
+        row |= {GIVEN_COLUMNS[task]: values for task, values in (given or {}).items()}
         with writing(self._staging):
             self._shards.write(row | {"fps": np.float64(sample.fps)} | join_texts(texts, weights))
         self.num_samples += 1
@@ -92,9 +107,11 @@ class ShardWriter:
 
 
 @contextmanager
-def writing_shards(storage: Storage, prefix: str, staging: Path, shard_bytes: int) -> Iterator[ShardWriter]:
+def writing_shards(
+    storage: Storage, prefix: str, staging: Path, shard_bytes: int, given: Sequence[GivenTask] = ()
+) -> Iterator[ShardWriter]:
     """A writer of shards that are made in `staging`, a folder for this alone."""
-    writer = ShardWriter(storage, prefix, staging, shard_bytes)
+    writer = ShardWriter(storage, prefix, staging, shard_bytes, given)
     try:
         yield writer
     except BaseException:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from megavideo.config.schema.prepare import GivenTask
 from megavideo.data.job_pool import Work, done_by_processes
 from megavideo.data.storage.open import open_storage
 from megavideo.encoders.encode.clips import ClipSource
@@ -33,7 +34,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncodeSetting:
-    """What a worker is made from: clips, where to, its local encoders, the place's key, and where shards are made."""
+    """What a worker is made from: clips, where to, its local encoders, the place's key, and where shards are made.
+
+    For the tasks `given` what they give of a clip is encoded too.
+    """
 
     source: ClipSource
     out: str
@@ -41,6 +45,7 @@ class EncodeSetting:
     key: str
     staging: Path
     shard_bytes: int
+    given: tuple[GivenTask, ...] = ()
 
 
 def choose_workers(asked: int | None, num_jobs: int) -> int:
@@ -114,7 +119,7 @@ def _encode_in_worker(job: UnitJob) -> None:
 def _make_encoder(setting: EncodeSetting) -> UnitEncoder:
     staging = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=setting.staging))
     storage, encoders = open_storage(setting.out), load_encoders(setting.encoders)
-    return UnitEncoder(storage, setting.key, encoders, setting.source, staging, setting.shard_bytes)
+    return UnitEncoder(storage, setting.key, encoders, setting.source, staging, setting.shard_bytes, setting.given)
 
 
 class _Progress:

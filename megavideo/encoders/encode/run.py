@@ -153,7 +153,9 @@ def _encode(cfg: EncodeRun, place: Place, work: _Work, staging: Path) -> EncodeR
     planned = plan_work(storage, WorkOrder(work.listed, cfg.unit_clips, num_done, again - {""}, staging))
     num_units = sum(plan.num_units for plan in planned.plans)
     open_units = [unit for plan in planned.plans[num_done:] for unit in plan.units()]
-    setting = EncodeSetting(work.source, cfg.out, place.encoders, place.key, staging, cfg.shard_bytes)
+    setting = EncodeSetting(
+        work.source, cfg.out, place.encoders, place.key, staging, cfg.shard_bytes, place.given_latents
+    )
     mine = [unit for unit in _not_done(storage, open_units) if unit.page_number % work.share.count == work.share.index]
     _log.info(
         "encode: %d clips in %d units, %d units still to do in share %d/%d",

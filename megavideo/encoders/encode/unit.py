@@ -14,6 +14,7 @@ import torch
 from megavideo.border.fields import Count, Finite, Size
 from megavideo.border.json_text import parse_json
 from megavideo.border.refused import Refused
+from megavideo.config.schema.prepare import GivenTask
 from megavideo.data.clips.captions import WeightedCaption
 from megavideo.data.clips.resample import FrameUse
 from megavideo.data.dataset.dataset import DroppedClip, manifest_row
@@ -26,6 +27,7 @@ from megavideo.encoders.encode.half import to_half
 from megavideo.encoders.encode.plan import PageReader
 from megavideo.encoders.encode.work_units import SHARDS_PREFIX, WorkUnit
 from megavideo.encoders.folder import Encoders
+from megavideo.encoders.video.given import given_video
 from megavideo.errors import DataError
 from megavideo.types import Grid, SampleInfo
 
@@ -74,11 +76,19 @@ class _Tally:
 class UnitEncoder:
     """Encodes units of clips of `source` into `storage`.
 
-    `staging` is a local folder of this process alone, `key` that of the place.
+    `staging` is a local folder of this process alone, `key` that of the place. For the tasks `given` what they give of
+    a clip is encoded too.
     """
 
     def __init__(
-        self, storage: Storage, key: str, encoders: Encoders, source: ClipSource, staging: Path, shard_bytes: int
+        self,
+        storage: Storage,
+        key: str,
+        encoders: Encoders,
+        source: ClipSource,
+        staging: Path,
+        shard_bytes: int,
+        given: tuple[GivenTask, ...] = (),
     ) -> None:
         self._storage = storage
         self._key = key
@@ -86,6 +96,7 @@ class UnitEncoder:
         self._source = source
         self._staging = staging
         self._shard_bytes = shard_bytes
+        self._given = given
         self._pages = PageReader(storage)
 
     def encode(self, job: UnitJob) -> None:
@@ -96,7 +107,7 @@ class UnitEncoder:
         tally = _Tally()
         clips = self._clips(job, tally)
         prefix = SHARDS_PREFIX + job.unit.name
-        with writing_shards(self._storage, prefix, self._staging, self._shard_bytes) as writer:
+        with writing_shards(self._storage, prefix, self._staging, self._shard_bytes, self._given) as writer:
             for clip, read in read_ahead(clips):
                 if isinstance(read, DataError):
                     tally.drop(clip, read)
@@ -125,6 +136,7 @@ class UnitEncoder:
         captions = clip.row.captions or (WeightedCaption(clip.row.caption),)
         try:
             latent = to_half(autoencoder.encode(read.video))
+            given = {task: self._encoded_given(read.video, latent, task) for task in self._given}
         except torch.OutOfMemoryError as error:
             frames, height, width = clip.pixels
             raise DataError(
@@ -132,7 +144,7 @@ class UnitEncoder:
                 "anew (another out=, or overwrite=true) with autoencoder.tile=256 or less, a smaller area or max_frames"
             ) from error
         texts = [to_half(text) for text in text_encoder.encode([caption.text for caption in captions])]
-        if not all(np.isfinite(values).all() for values in (latent, *texts)):
+        if not all(np.isfinite(values).all() for values in (latent, *texts, *given.values())):
             tally.drop(clip, "its latent or text is not finite in float16")
             return
         # The first list's first clips are as good as any, since the order is that of a hash.
@@ -149,12 +161,16 @@ class UnitEncoder:
             caption=clip.row.caption,
             source=clip.row.file,
         )
-        writer.add(sample, latent, texts, [caption.weight for caption in captions])
+        writer.add(sample, latent, texts, [caption.weight for caption in captions], given)
         pairs = list(zip(captions, lengths, strict=True))
         more = {"scores": clip.row.scores, "unit": unit.name, SOURCE_FRAMES: asdict(read.use)}
         tally.rows.append(manifest_row(sample, clip.pixels, pairs, **more))
         most = text_encoder.max_tokens
         tally.captions_cut += sum(text_encoder.count_tokens(caption.text) > most for caption in captions)
+
+    def _encoded_given(self, video: torch.Tensor, latent: np.ndarray, task: GivenTask) -> np.ndarray:
+        # of an image nothing is ever given: its own latent fills the place
+        return latent if video.shape[1] == 1 else to_half(self._encoders.autoencoder.encode(given_video(video, task)))
 
 
 def read_record(storage: Storage, unit: WorkUnit, key: str) -> UnitRecord | None:

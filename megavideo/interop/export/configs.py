@@ -41,10 +41,10 @@ def original_config(config: ModelConfig) -> dict[str, object]:
     """That of `WanModel` of the original code."""
     return {
         **_head("WanModel"),
-        "model_type": "t2v",
+        "model_type": "i2v" if config.given_channels else "t2v",
         "patch_size": config.patch,
         "text_len": _TEXT_TOKENS,
-        "in_dim": config.latent_channels,
+        "in_dim": config.latent_channels + config.given_channels,
         "dim": config.width,
         "ffn_dim": config.ffn,
         "freq_dim": config.time_dim,

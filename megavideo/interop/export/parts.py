@@ -23,6 +23,7 @@ from megavideo.errors import ConfigError, DataError
 from megavideo.interop.export.output import write_json
 from megavideo.interop.export.source import ExportSource
 
+_WAN_TIME_RATIO = 4
 _CONFIG = "config.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model")
@@ -63,6 +64,13 @@ class RunEncoders:
 
     folder: Path
     kinds: EncoderKinds | None
+
+    @property
+    def time_ratio(self) -> int:
+        """Frames to a latent frame of a pipeline with the run's autoencoder; without one pipelines take Wan's."""
+        if self.kinds is None or self.kinds.autoencoder != "wan":
+            return _WAN_TIME_RATIO
+        return FAMILIES["wan"].ratios(kept_autoencoder(self.folder, "wan").folder.config)[0]
 
     @property
     def unpadded_tokens(self) -> int | None:

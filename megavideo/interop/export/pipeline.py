@@ -50,19 +50,21 @@ def plan_pipeline(cfg: ExportRun, run: TrainRun, encoders: RunEncoders) -> Pipel
     pretrained weights have gone.
     """
     shift = _shift(cfg, run)
-    with_image = run.diffusion.conditions.image_to_video > 0
-    if with_image and run.model.patch != _EXPANDED_PATCH:
+    told, conditions = bool(run.model.given_channels), run.diffusion.conditions
+    with_image = told or conditions.image_to_video > 0
+    if with_image and not told and run.model.patch != _EXPANDED_PATCH:
         rule = f"a pipeline that is given an image takes tokens to be patches of {_EXPANDED_PATCH}"
         raise ConfigError("model.patch", run.model.patch, rule, _NETWORK_ALONE)
-    if run.model.given_channels:
-        rule = "it was told zeros beyond the first frame, where WanImageToVideoPipeline tells latents of grey frames"
+    mask = run.model.given_channels - run.model.latent_channels
+    if told and mask != (time_ratio := encoders.time_ratio):
+        rule = f"a pipeline tells a mask of {time_ratio} channels, one for each frame of a latent one, and this {mask}"
         raise ConfigError("model.given_channels", run.model.given_channels, rule, _NETWORK_ALONE)
     parts = plan_parts(cfg.parts, run, encoders)
     index: dict[str, object] = {
         "_class_name": "WanImageToVideoPipeline" if with_image else "WanPipeline",
         "_diffusers_version": diffusers.__version__,
         "boundary_ratio": None,
-        "expand_timesteps": with_image,
+        "expand_timesteps": with_image and not told,
         "transformer": ("diffusers", "WanTransformer3DModel"),
         "transformer_2": _ABSENT,
         "scheduler": ("diffusers", "UniPCMultistepScheduler"),
@@ -108,9 +110,14 @@ def _notes(run: TrainRun, parts: set[str], encoders: RunEncoders) -> tuple[str, 
             f"{encoders.unpadded_tokens}, to have what `megavideo sample` gives"
         )
     conditions = run.diffusion.conditions
-    if conditions.image_to_video > 0 and conditions.text > 0:
+    told = bool(run.model.given_channels)
+    if conditions.image_to_video > 0 and conditions.text > 0 and not told:
         notes.append("WanPipeline.from_pretrained loads it too, to generate from text alone")
     others = [name for name in ("extension", "interpolation", "inpainting") if getattr(conditions, name) > 0]
+    if told and others:  # a last frame, which the pipeline takes as last_image
+        others.remove("interpolation")
+    if told and conditions.text > 0:
+        others.append("text alone")
     if others:
         notes.append(f"no pipeline of diffusers does what the run was also trained for: {', '.join(others)}")
     return tuple(notes)

@@ -51,11 +51,12 @@ class Verified:
 
 @dataclass(frozen=True)
 class Sample:
-    """A noisy latent [C, T, H, W] with a text [L, text_dim]."""
+    """A noisy latent [C, T, H, W] with a text [L, text_dim], and further input channels [G, T, H, W], if any."""
 
     latent: torch.Tensor
     text: torch.Tensor
     timestep: float
+    given: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -81,7 +82,9 @@ def sample_for(config: ModelConfig) -> Sample:
     generator = torch.Generator().manual_seed(0)
     size = [tokens * side for tokens, side in zip(_TOKENS, config.patch, strict=True)]
     latent = torch.randn(config.latent_channels, *size, generator=generator)
-    return Sample(latent, torch.randn(_TEXT_TOKENS, config.text_dim, generator=generator), _TIMESTEP)
+    text = torch.randn(_TEXT_TOKENS, config.text_dim, generator=generator)
+    given = torch.randn(config.given_channels, *size, generator=generator) if config.given_channels else None
+    return Sample(latent, text, _TIMESTEP, given)
 
 
 def load_theirs(files: Sequence[Path], dialect: Dialect, config: ModelConfig) -> Any:
@@ -97,7 +100,8 @@ def load_theirs(files: Sequence[Path], dialect: Dialect, config: ModelConfig) ->
 def their_output(model: Any, sample: Sample) -> torch.Tensor:
     """Tokens [N, P]."""
     timestep = torch.tensor([sample.timestep])
-    output = model(sample.latent[None], timestep, sample.text[None], return_dict=False)[0]
+    latent = sample.latent if sample.given is None else torch.cat([sample.latent, sample.given])
+    output = model(latent[None], timestep, sample.text[None], return_dict=False)[0]
     return patchify(output[0], tuple(model.config.patch_size))
 
 
@@ -119,5 +123,6 @@ def our_output(model: DiT, sample: Sample) -> torch.Tensor:
         visits=(0,),
         bounds=bounds,
         text_bounds=text_bounds,
+        given=None if sample.given is None else patchify(sample.given, model.config.patch),
     )
     return model(batch)

@@ -22,11 +22,12 @@ from megavideo.data.stream.shards import ShardReader
 from megavideo.data.table.open import cache_folder, open_selected
 from megavideo.data.table.selection import selection_of
 from megavideo.diffusion.objective import Objective
+from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import range_share
 from megavideo.parallel.processes.mesh import ProcessMesh
 from megavideo.train.loss.term_labels import Windows, choose_windows
 from megavideo.train.packs.look_ahead import Packs, planned_ahead
-from megavideo.train.packs.noising import TrainBatch, choose_texts, drop_texts, noise_pack, num_loss_tokens
+from megavideo.train.packs.noising import TrainBatch, choose_texts, drop_texts, noise_pack, num_loss_tokens, tell_given
 from megavideo.types import PackSegment
 
 
@@ -176,7 +177,7 @@ class Feed:
         samples = choose_texts(segments, samples, config.train.seed)
         samples = drop_texts(segments, samples, self._null_text, config.diffusion.text_dropout, config.train.seed)
         pack = assemble(segments, samples, config.model.patch, self._limits)
-        batch = noise_pack(
-            pack, segments, config.diffusion, self._objective, config.train.seed, windows=windows, model=config.model
-        )
+        keys = [SampleKey(config.train.seed, s.sample_id, s.visit) for s in segments]
+        pack = tell_given(pack, segments, samples, keys, config.diffusion, config.model)
+        batch = noise_pack(pack, segments, config.diffusion, self._objective, config.train.seed, windows)
         return batch if self._stage is None else self._stage(batch)

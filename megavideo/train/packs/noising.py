@@ -16,14 +16,16 @@ import torch
 
 from megavideo.config.schema.diffusion import DiffusionConfig
 from megavideo.config.schema.model import ModelConfig
+from megavideo.data.patches import patchify
 from megavideo.data.stream.shards import LatentSample
 from megavideo.device.copies import DeviceCopies
 from megavideo.diffusion.captions import choose_caption
-from megavideo.diffusion.conditions import draw_mask, drops_text, given_channels
+from megavideo.diffusion.conditions import draw_mask, draw_task, drops_text, given_channels
 from megavideo.diffusion.content import latent_gradient
 from megavideo.diffusion.objective import Objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.diffusion.timesteps import draw_level
+from megavideo.errors import DataError
 from megavideo.train.loss.term_labels import TermLabels, Windows, has_terms, term_labels
 from megavideo.types import PackedBatch, PackSegment
 
@@ -97,6 +99,38 @@ def drop_texts(
     ]
 
 
+def tell_given(
+    pack: PackedBatch,
+    segments: Sequence[PackSegment],
+    samples: Sequence[LatentSample],
+    keys: Sequence[SampleKey],
+    config: DiffusionConfig,
+    model: ModelConfig,
+) -> PackedBatch:
+    """The pack with the further input channels of a model that has such; of other models as it is.
+
+    They tell what the task drawn by a sample's key gives, from the latents stored for it, and are zero where it gives
+    nothing. Raises DataError for a sample without these latents.
+    """
+    if not model.given_channels:
+        return pack
+    channels = pack.tokens.new_zeros(pack.tokens.shape[0], model.given_dim)
+    begin = 0
+    for segment, sample, key in zip(segments, samples, keys, strict=True):
+        end = begin + segment.grid.num_tokens
+        task = draw_task(config.conditions, key, segment.grid)
+        if task != "text":
+            if task not in sample.given:
+                raise DataError(
+                    f"sample {segment.sample_id}: its shard has no latents of what {task} gives, though its dataset "
+                    "tells of them. Remedy: encode again with overwrite=true"
+                )
+            told = patchify(sample.given[task], model.patch)
+            channels[begin:end] = given_channels(told, task, segment.grid, model)
+        begin = end
+    return dataclasses.replace(pack, given=channels)
+
+
 def noise_pack(
     pack: PackedBatch,
     segments: Sequence[PackSegment],
@@ -104,18 +138,16 @@ def noise_pack(
     objective: Objective,
     seed: int,
     windows: Windows | None = None,
-    model: ModelConfig | None = None,
 ) -> TrainBatch:
     """Noise each segment of a clean pack at its own level; tokens under its condition mask stay clean.
 
-    Where the `model` has given channels, these tell what is under the mask, and its tokens are noised like the others.
+    Where further channels tell what is given (`tell_given`), nothing is under the mask, and all tokens are noised.
     `windows` are those that `choose_windows` found for the step; the perceptual term needs them.
     """
     assert windows is not None or not config.terms.perceptual, "nothing was chosen for the perceptual term"
     tokens, timestep = pack.tokens.clone(), pack.timestep.clone()
     given = pack.condition_mask.clone()
     target, weight = torch.zeros_like(tokens), torch.zeros(tokens.shape[0])
-    channels = tokens.new_zeros(tokens.shape[0], model.given_dim) if model and model.given_channels else None
     begin = 0
     for i, segment in enumerate(segments):
         key = SampleKey(seed, segment.sample_id, segment.visit)
@@ -125,8 +157,7 @@ def noise_pack(
         level = draw_level(config, key, segment.grid, gradient)
         noised = objective.noise(clean, key.normal("noise", tuple(clean.shape)), level)
         mask = draw_mask(config.conditions, key, segment.grid)
-        if model is not None and channels is not None:
-            channels[place] = given_channels(clean, mask, model)
+        if pack.given is not None:
             mask = torch.zeros_like(mask)
         tokens[place] = torch.where(mask[:, None], clean, noised.noisy)
         target[place] = noised.target
@@ -134,7 +165,7 @@ def noise_pack(
         given[place] = mask
         timestep[i] = noised.timestep
         begin = place.stop
-    noised_pack = dataclasses.replace(pack, tokens=tokens, timestep=timestep, condition_mask=given, given=channels)
+    noised_pack = dataclasses.replace(pack, tokens=tokens, timestep=timestep, condition_mask=given)
     if not has_terms(config.terms):
         return TrainBatch(noised_pack, target, weight)
     grids = [segment.grid for segment in segments]

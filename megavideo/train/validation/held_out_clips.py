@@ -14,6 +14,7 @@ from megavideo.data.table.open import open_samples
 from megavideo.data.table.sample_table import SampleTable
 from megavideo.data.table.selection import Selected
 from megavideo.errors import ConfigError
+from megavideo.train.given_latents import check_given_latents
 from megavideo.train.packs.feed import shard_cache, table_cache
 from megavideo.types import Grid
 
@@ -48,6 +49,7 @@ def open_held_out(config: TrainRun, dataset: LatentDataset, selected: Selected) 
         training = dataset
         dataset = open_dataset(config.validation.uri, RetryPolicy(config.data.retry_seconds))
         _check_encoded_alike(training, dataset)
+        check_given_latents(config, dataset, "validation.uri")
         table = open_samples(dataset, (), table_cache(config))
         few = config.validation.clips >= len(table)
         numbers = sorted(table.index.tolist()) if few else held_out(table, config.validation.clips).tolist()

@@ -18,12 +18,12 @@ from megavideo.config.schema.train import TrainRun
 from megavideo.data.patches import token_grid
 from megavideo.data.plan.packing import PackLimits, pack_balanced
 from megavideo.data.stream.batch import assemble
-from megavideo.diffusion.conditions import draw_mask, given_channels
+from megavideo.diffusion.conditions import draw_mask
 from megavideo.diffusion.objective import Objective
 from megavideo.diffusion.randomness import SampleKey
 from megavideo.errors import DataError
 from megavideo.parallel.processes.mesh import ProcessMesh
-from megavideo.train.packs.noising import TrainBatch
+from megavideo.train.packs.noising import TrainBatch, tell_given
 from megavideo.train.validation.held_out_clips import HeldOutClip, HeldOutClips
 from megavideo.types import PackedBatch, PackSegment
 
@@ -109,17 +109,15 @@ class HeldOutPacks:
         batch = assemble(segments, samples, self._config.model.patch, self._limits)
         classes = torch.full((self._limits.tokens,), len(self.classes))
         given, model = batch.condition_mask.clone(), self._config.model
-        channels = batch.tokens.new_zeros(len(given), model.given_dim) if model.given_channels else None
+        keys = [_key(segment) for segment in segments]
+        batch = tell_given(batch, segments, samples, keys, self._config.diffusion, model)
         for segment, begin, end in _bounds(segments):
-            mask = self._drawn(segment)
-            if channels is None:
-                given[begin:end] = mask
-            else:
-                channels[begin:end] = given_channels(batch.tokens[begin:end], mask, model)
+            if not model.given_channels:
+                given[begin:end] = self._drawn(segment)
             if counts:
                 classes[begin:end] = self.classes.index(self._class_of[segment.index])
         classes[given] = len(self.classes)
-        return CleanPack(segments, dataclasses.replace(batch, condition_mask=given, given=channels), classes)
+        return CleanPack(segments, dataclasses.replace(batch, condition_mask=given), classes)
 
     def _drawn(self, segment: PackSegment) -> torch.Tensor:
         return draw_mask(self._config.diffusion.conditions, _key(segment), segment.grid)
