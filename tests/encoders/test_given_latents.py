@@ -22,7 +22,7 @@ from megavideo.encoders.encode.run import encode
 from megavideo.errors import ConfigError, DataError
 from tests.data.clip_files import moving_square, write_clip
 from tests.encoders.test_frame_rates import listed
-from tests.encoders.tiny_models import make_wan
+from tests.encoders.tiny_models import make_wan, strengthen
 
 MEAN, STD = [0.1 * number for number in range(8)], [1.0 + 0.2 * number for number in range(8)]
 
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EncodeRun]:
     write_clip(folder / "src" / "clip.mp4", moving_square(9, 32, 48), fps=16)
     Image.fromarray(moving_square(1, 32, 32)[0]).save(folder / "src" / "image.png")
     listed(folder / "src", folder / "list", ["clip.mp4", "image.png"])
-    wan = make_wan(folder / "wan", latents_mean=MEAN, latents_std=STD)
+    wan = strengthen(make_wan(folder / "wan", latents_mean=MEAN, latents_std=STD))
     cfg = EncodeRun(
         src=str(folder / "list"), out=str(folder / "out"), area=1536, max_frames=9,
         given_latents=("image_to_video", "interpolation"), autoencoder=AutoencoderConfig(kind="wan", path=str(wan)),
@@ -62,13 +62,11 @@ def test_they_are_what_wan_encodes(made: tuple[Path, EncodeRun]) -> None:
         raw = wan.encode(seen[None]).latent_dist.mode()[0]
         expected = (raw - torch.tensor(MEAN)[:, None, None, None]) / torch.tensor(STD)[:, None, None, None]
         found = clip.given[task]
-        assert torch.allclose(found, expected, atol=2e-3 * float(expected.abs().max()))
+        assert torch.allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
         assert torch.equal(found[:, 0], clip.latent[:, 0])  # the autoencoder is causal
-        # what follows is neither the clip's own nor the same wherever the frame before it differs
-        assert not torch.allclose(found[:, 1:], clip.latent[:, 1:], atol=0.05)
-        assert float(found[:, 1].std(dim=(1, 2)).max()) > 0.01
+        assert float((found - clip.latent)[:, 1:].abs().max()) > 0.5  # and what follows is not the clip's
     one, both = clip.given["image_to_video"], clip.given["interpolation"]
-    assert torch.equal(one[:, 1], both[:, 1]) and not torch.allclose(one[:, 2], both[:, 2], atol=0.01)
+    assert torch.equal(one[:, 1], both[:, 1]) and float((one - both)[:, 2].abs().max()) > 0.5
     image = samples["image.png"]
     assert torch.equal(image.given["interpolation"], image.latent)
 
@@ -77,7 +75,7 @@ def test_they_are_fixed_with_the_dataset(made: tuple[Path, EncodeRun], tmp_path:
     folder, cfg = made
     assert check_place(cfg)[1]
     for other in (None, ("image_to_video",)):
-        with pytest.raises(ConfigError, match=r"^given_latents=.*give given_latents=\[\"image_to_video\",\"interpol"):
+        with pytest.raises(ConfigError, match=r"^given_latents.*give given_latents=\[\"image_to_video\",\"interpol"):
             check_place(dataclasses.replace(cfg, given_latents=other))
     # a dataset begun when there was no such setting is as one without any
     told = json.loads((folder / "out" / "encode.json").read_text())
@@ -85,7 +83,7 @@ def test_they_are_fixed_with_the_dataset(made: tuple[Path, EncodeRun], tmp_path:
     (tmp_path / "encode.json").write_text(json.dumps(told))
     older = dataclasses.replace(cfg, out=str(tmp_path), given_latents=None)
     assert check_place(older)[1]
-    with pytest.raises(ConfigError, match=r"^given_latents=.*was begun with null"):
+    with pytest.raises(ConfigError, match=r"^given_latents.*was begun with null"):
         check_place(dataclasses.replace(older, given_latents=("interpolation",)))
 
 

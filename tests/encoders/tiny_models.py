@@ -17,6 +17,21 @@ def make_wan(folder: Path, **settings: object) -> Path:
     return folder
 
 
+def strengthen(folder: Path) -> Path:
+    """Have an AutoencoderKLWan's latents follow its pictures and those before; untrained they follow its biases."""
+    from diffusers import AutoencoderKLWan
+
+    model = AutoencoderKLWan.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in model.encoder.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim >= 4:
+                parameter.mul_(3.0)
+    model.save_pretrained(folder)
+    return folder
+
+
 def make_family(folder: Path, kind: str) -> Path:
     """Save an untrained autoencoder of one of the families, about as small as its class allows."""
     import diffusers

@@ -18,7 +18,7 @@ from megavideo.encoders.video.loaded import build_loaded
 from megavideo.testing.dataset import CHANNELS
 from megavideo.testing.saved_run import write_run
 from megavideo.testing.settings import micro_config
-from tests.encoders.tiny_models import make_text, make_wan
+from tests.encoders.tiny_models import make_text, make_wan, strengthen
 
 WAN = {
     "data__uri": "gone",
@@ -45,9 +45,10 @@ def export(words: list[str], capfd: pytest.CaptureFixture[str]) -> dict[str, Any
     return report
 
 
-def with_wan_encoders(run: Path, weights: Path) -> None:
+def with_wan_encoders(run: Path, weights: Path, *, strong: bool = False) -> None:
     """Give a run an autoencoder of Wan's and UMT5, tiny and random, saved by their own libraries as in a pipeline."""
-    autoencoder = build_loaded("wan", str(make_wan(weights / "vae", z_dim=CHANNELS)), "fp32", _clips)
+    video = make_wan(weights / "vae", z_dim=CHANNELS)
+    autoencoder = build_loaded("wan", str(strengthen(video) if strong else video), "fp32", _clips)
     make_text(weights / "text_encoder")
     (weights / "tokenizer").mkdir()
     for path in (weights / "text_encoder").glob("*token*"):

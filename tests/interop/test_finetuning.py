@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import WanImageToVideoPipeline, WanPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
@@ -20,8 +22,18 @@ SIDE, FRAMES = 32, 9
 
 
 @pytest.mark.slow
-def test_from_a_folder_of_wan_to_samples_of_a_model_trained_on(tmp_path: Path) -> None:
-    save_pipeline(tmp_path)
+@pytest.mark.parametrize("given_channels", [0, SMALL.latent_channels + 4])
+def test_from_a_folder_of_wan_to_samples_of_a_model_trained_on(tmp_path: Path, given_channels: int) -> None:
+    config = dataclasses.replace(SMALL, given_channels=given_channels)
+    kind = WanImageToVideoPipeline if given_channels else WanPipeline
+    to_encode, to_train, to_sample = [], [], []
+    if given_channels:
+        to_encode = ["given_latents=[image_to_video]"]
+        to_train = [f"model.given_channels={given_channels}", "diffusion.conditions.image_to_video=1",
+                    "diffusion.conditions.text=0"]  # fmt: skip
+        to_sample = [f"image={tmp_path / 'image.png'}"]
+        Image.fromarray(moving_square(1, SIDE, SIDE)[0]).save(tmp_path / "image.png")
+    save_pipeline(tmp_path, config, kind)
     wan = tmp_path / "pipeline"
     (tmp_path / "clips").mkdir()
     for number in range(3):
@@ -37,7 +49,7 @@ def test_from_a_folder_of_wan_to_samples_of_a_model_trained_on(tmp_path: Path) -
     megavideo(
         "encode", f"src={tmp_path / 'listed'}", f"out={tmp_path / 'latents'}", f"area={SIDE * SIDE}",
         f"max_frames={FRAMES}", "autoencoder=wan", f"autoencoder.path={wan}", "text_encoder=wan",
-        f"text_encoder.path={wan}",
+        f"text_encoder.path={wan}", *to_encode,
     )  # fmt: skip
     null_text = load_file(tmp_path / "latents" / "null_text.safetensors")
     assert [tuple(tensor.shape) for tensor in null_text.values()] == [(512, 32)]
@@ -48,22 +60,22 @@ def test_from_a_folder_of_wan_to_samples_of_a_model_trained_on(tmp_path: Path) -
         f"output={tmp_path / 'runs'}",
         *(f"model.{name}={value}" for name, value in model.items()), "train.precision=fp32", "train.steps=2",
         "train.packs_per_step=1", "data.tokens_per_pack=64", "data.text_tokens_per_pack=1024", "observe.peak_tflops=1",
-        "optim.warmup_steps=0",
+        "optim.warmup_steps=0", *to_train,
     )  # fmt: skip
     place = tmp_path / "runs" / "wan_finetune"
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(row["loss"] > 0 for row in rows)
     average = CheckpointReader(find_checkpoint(place)).whole("ema")
-    begun = transformer(SMALL).state_dict()["blocks.0.attn1.to_out.0.weight"]
+    begun = transformer(config).state_dict()["blocks.0.attn1.to_out.0.weight"]
     trained = average["blocks.0.self_attention.out.weight"]
     assert not torch.equal(trained, begun) and torch.allclose(trained, begun, atol=1e-4)
     megavideo(
         "sample", f"ckpt={place}", f"out={tmp_path / 'a.mp4'}", "scheduler=unipc", "steps=2", f"frames={FRAMES}",
-        f"height={SIDE}", f"width={SIDE}", "--prompt", "a blue circle",
+        f"height={SIDE}", f"width={SIDE}", *to_sample, "--prompt", "a blue circle",
     )  # fmt: skip
     assert (tmp_path / "a.mp4").stat().st_size > 0
     report = json.loads(megavideo("export", f"ckpt={place}", f"out={tmp_path / 'tuned'}"))
     assert report["verify"]["fault"] is None
-    pipeline: Any = WanPipeline.from_pretrained(tmp_path / "tuned")
+    pipeline: Any = kind.from_pretrained(tmp_path / "tuned")
     theirs = pipeline.transformer.state_dict()["blocks.0.attn1.to_out.0.weight"]
     assert torch.equal(theirs, trained) and pipeline.scheduler.config.flow_shift == 3.0

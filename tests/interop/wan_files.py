@@ -15,7 +15,7 @@ from megavideo.config.schema.model import ModelConfig
 from megavideo.interop.weights import to_wan, wan_config
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
-from tests.encoders.tiny_models import make_text, make_wan
+from tests.encoders.tiny_models import make_text, make_wan, strengthen
 
 CHANNELS, TEXT_DIM = 8, 32
 SMALL = ModelConfig(
@@ -41,6 +41,8 @@ def save_pipeline(folder: Path, config: ModelConfig = SMALL, kind: type = WanPip
 
     text = make_text(folder / "made_text")
     video = make_wan(folder / "made_video", latents_mean=[0.1] * CHANNELS, latents_std=[1.3] * CHANNELS)
+    if kind is not WanPipeline:
+        strengthen(video)
     pipeline: Any = kind(
         tokenizer=AutoTokenizer.from_pretrained(text),
         text_encoder=UMT5EncoderModel.from_pretrained(text),

@@ -11,6 +11,7 @@ import diffusers
 from diffusers import UniPCMultistepScheduler
 
 from megavideo.config.schema.export import ExportRun
+from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
 from megavideo.interop.export.output import write_json
@@ -55,10 +56,8 @@ def plan_pipeline(cfg: ExportRun, run: TrainRun, encoders: RunEncoders) -> Pipel
     if with_image and not told and run.model.patch != _EXPANDED_PATCH:
         rule = f"a pipeline that is given an image takes tokens to be patches of {_EXPANDED_PATCH}"
         raise ConfigError("model.patch", run.model.patch, rule, _NETWORK_ALONE)
-    mask = run.model.given_channels - run.model.latent_channels
-    if told and mask != (time_ratio := encoders.time_ratio):
-        rule = f"a pipeline tells a mask of {time_ratio} channels, one for each frame of a latent one, and this {mask}"
-        raise ConfigError("model.given_channels", run.model.given_channels, rule, _NETWORK_ALONE)
+    if told:
+        _check_mask(run.model, encoders.time_ratio)
     parts = plan_parts(cfg.parts, run, encoders)
     index: dict[str, object] = {
         "_class_name": "WanImageToVideoPipeline" if with_image else "WanPipeline",
@@ -78,6 +77,13 @@ def plan_pipeline(cfg: ExportRun, run: TrainRun, encoders: RunEncoders) -> Pipel
 def flow_scheduler(shift: float) -> Any:  # diffusers sets its attributes in ways that types do not see
     """The scheduler of Wan's pipelines on a flow whose levels are moved towards noise by `shift`."""
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def _check_mask(model: ModelConfig, time_ratio: int) -> None:
+    channels = model.given_channels - model.latent_channels
+    if channels != time_ratio:
+        rule = f"has {channels} for a mask, of which a pipeline tells {time_ratio}, one for each frame of a latent one"
+        raise ConfigError("model.given_channels", model.given_channels, rule, _NETWORK_ALONE)
 
 
 def _shift(cfg: ExportRun, run: TrainRun) -> float:
