@@ -163,6 +163,13 @@ REFUSED = [
         "diffusion.conditions.extension",
         "a first frame and a last",
     ),
+    (
+        "train",
+        "model.given_channels=20 diffusion.conditions.image_to_video=1 diffusion.conditions.text=0 "
+        "validation.samples_every=5 validation.prompts=[a]",
+        "validation.samples_every",
+        "a first frame",
+    ),
     ("sample", "boundary=0.9", "boundary", "no effect"),
     ("sample", "low_ckpt=b", "boundary", "needs it"),
     ("sample", "low_ckpt=b boundary=1", "boundary", "<= 0.999"),
@@ -193,7 +200,12 @@ ACCEPTED = [
     ("train", "diffusion=flow_conditions"),
     ("train", "diffusion.loss_weight=shift_sigma diffusion.shift_loss_scale=1"),
     ("train", "model.given_channels=20 diffusion.conditions.image_to_video=1"),
-    ("train", "model.given_channels=20 diffusion.conditions.interpolation=1"),
+    (
+        "train",
+        "model.given_channels=20 diffusion.conditions.interpolation=1 "
+        "validation.samples_every=5 validation.prompts=[a]",
+    ),
+    ("train", "model.given_channels=20 diffusion.conditions.image_to_video=1 diffusion.conditions.text=0"),
     ("encode", "given_latents=[image_to_video,interpolation]"),
     ("train", "diffusion.sigma_range=[0.875,1] diffusion.shift=5"),
     ("sample", "low_ckpt=b boundary=0.875"),

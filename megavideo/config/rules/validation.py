@@ -31,6 +31,17 @@ def samples_need_prompts(cfg: TrainRun) -> None:
         raise ConfigError("validation.prompts", prompts, rule, remedy)
 
 
+def samples_are_of_a_trained_task(cfg: TrainRun) -> None:
+    """Samples are videos of prompts alone, which a model that is told of a first frame may never have been without."""
+    validation, field = cfg.validation, "validation.samples_every"
+    if not cfg.model.given_channels or cfg.diffusion.conditions.text > 0 or cfg.stage is not None or cfg.stages:
+        return
+    if validation.samples_every is not None and validation.frames > 1:
+        rule = "draws videos of prompts alone, and with diffusion.conditions.text=0 all are trained with a first frame"
+        remedy = f"add {field}=null, and draw some by `megavideo sample image=`; or train on text too"
+        raise ConfigError(field, validation.samples_every, rule, remedy)
+
+
 def _check_unset(cfg: TrainRun, names: tuple[str, ...], switch: str) -> None:
     rule = f"has no effect with validation.{switch}=null"
     refuse_set("validation", cfg.validation, names, rule, f"add validation.{switch}=500, or drop it")
@@ -40,4 +51,5 @@ VALIDATION_RULES = (
     measuring_is_on_where_it_is_set,
     samples_are_on_where_they_are_set,
     samples_need_prompts,
+    samples_are_of_a_trained_task,
 )

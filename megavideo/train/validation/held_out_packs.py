@@ -186,7 +186,8 @@ def _key(segment: PackSegment) -> SampleKey:
 
 
 def _num_bytes(batch: PackedBatch) -> int:
-    return int(batch.tokens.nbytes + batch.text.nbytes)
+    given = 0 if batch.given is None else batch.given.nbytes
+    return int(batch.tokens.nbytes + batch.text.nbytes + given)
 
 
 def _power_of_two(value: int) -> int:
