@@ -66,10 +66,8 @@ class GivenReader:
         video = torch.zeros(3, frames, *self._size)
         if mode == "interpolation":
             if asked != frames:
-                rule, before = (
-                    "the last frame is given, and is the last of a latent frame",
-                    self._num_frames(self.latent.t - self.patch[0]),
-                )
+                before = self._num_frames(self.latent.t - self.patch[0])
+                rule = "the last frame is given, and is the last of a latent frame"
                 raise ConfigError("frames", asked, rule, f"take frames={before} or {frames}")
             first, last = self._both_ends(files)
             video[:, -1:] = to_video(torch.from_numpy(last))
