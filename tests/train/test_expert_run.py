@@ -45,6 +45,7 @@ def test_a_run_with_given_channels_goes_on_under_another_layout_as_if_it_had_not
         "output": tmp_path / "runs", "data__uri": tmp_path / "latents", "model__given_channels": 8,
         "diffusion__conditions__image_to_video": 2.0, "diffusion__conditions__interpolation": 1.0,
         "validation__every": 2, "validation__clips": 5, "validation__levels": 2, "checkpoint__every": 2,
+        "optim__lr": 0.005,  # so that after a few steps what is told shows in the loss
     }  # fmt: skip
 
     def trained(name: str, steps: int, layout: str, processes: int = 1) -> tuple[list[float], list[float]]:
@@ -62,4 +63,4 @@ def test_a_run_with_given_channels_goes_on_under_another_layout_as_if_it_had_not
     trained("halves", 4, "cp2-ring", processes=2)
     halves = trained("halves", 6, "tp2-sp", processes=2)
     for one, other in zip(straight, halves, strict=True):
-        assert len(one) >= 6 and one == pytest.approx(other, rel=1e-5)
+        assert len(one) >= 6 and one == pytest.approx(other, rel=1e-4)
