@@ -47,6 +47,7 @@ def rehearsal(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     }
 
 
+@pytest.mark.slow
 def test_every_part_measures_and_nothing_fails(rehearsal: dict[str, Any]) -> None:
     data = rehearsal["data"]
     assert data["rehearsal"] is True
@@ -58,6 +59,7 @@ def test_every_part_measures_and_nothing_fails(rehearsal: dict[str, Any]) -> Non
     assert rehearsal["seconds"] < CPU_SECONDS
 
 
+@pytest.mark.slow
 def test_what_a_gpu_run_is_for_is_there(rehearsal: dict[str, Any]) -> None:
     rows = {(row["part"], row["name"]): row["values"] for row in rehearsal["data"]["rows"] if row["status"] == "ok"}
     assert {"tflops", "time_ms"} <= rows["ceilings", "fp8"].keys()
@@ -74,11 +76,13 @@ def test_what_a_gpu_run_is_for_is_there(rehearsal: dict[str, Any]) -> None:
     assert rows["launches", "engine of training"]["host_reads"] > 0
 
 
+@pytest.mark.slow
 def test_blocks_are_recomputed_where_memory_asks_for_it(rehearsal: dict[str, Any]) -> None:
     model = [row for row in rehearsal["data"]["rows"] if row["part"] == "model" and "recompute" in row["values"]]
     assert {row["values"]["recompute"] for row in model} == {"none", "2 of 2 blocks"}
 
 
+@pytest.mark.slow
 def test_a_row_is_a_line_and_the_page_has_all_parts(rehearsal: dict[str, Any]) -> None:
     data, page = rehearsal["data"], rehearsal["page"]
     lines = [line for line in rehearsal["printed"].splitlines() if line[:4] in ("ok  ", "FAIL", "skip")]
@@ -88,6 +92,7 @@ def test_a_row_is_a_line_and_the_page_has_all_parts(rehearsal: dict[str, Any]) -
     assert not any(word in page for word in ("nan", "NaN", "Infinity", "inf</", "None", "://"))
 
 
+@pytest.mark.slow
 def test_only_what_a_bare_machine_has_is_imported(rehearsal: dict[str, Any]) -> None:
     assert rehearsal["asked"] == ""
 

@@ -13,7 +13,10 @@ from megavideo.config.load import load
 from megavideo.config.schema.train import TrainRun
 
 # a whole block after the embedder, whose modulation is the largest parameter; a quarter of a block past the first
-CASES = (("wan_14b", "images_256", 0, 1, 6 * 5120 * 5120), ("dit_30b", "long_1024", 255, 4, 24_576 * 6144))
+CASES = (
+    pytest.param("wan_14b", "images_256", 0, 1, 6 * 5120 * 5120, marks=pytest.mark.slow),
+    ("dit_30b", "long_1024", 255, 4, 24_576 * 6144),
+)
 
 
 @pytest.mark.parametrize(("model", "stage", "rank", "tp", "largest"), CASES)
