@@ -179,6 +179,7 @@ class Loop:
             "tokens_per_second": rates.tokens_per_second,
             "seconds": rates.seconds_per_step,
             "mfu": rates.mfu,
+            "flops": flops,
             **({} if given.range_share is None else {"sigma_range_share": given.range_share}),
             **self._parts.feed.stream_metrics(),
         }

@@ -32,15 +32,17 @@ ALLOWED: dict[str, set[str]] = {
     "autoencoder": WORK | {"evaluation"},
     "preflight": WORK,
     "launch": {"border", "config", "planning", "errors", "types"},
+    "scaling": BASE | {"planning"},
     "parity": WORK | {"interop", "train"},
-    "cli": WORK | {"interop", "generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch"},
+    "cli": WORK
+    | {"interop", "generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "scaling"},
     "testing": WORK
-    | {"interop", "generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "cli"},
+    | {"interop", "generate", "evaluation", "train", "autoencoder", "preflight", "parity", "launch", "scaling", "cli"},
     "__main__": {"cli"},
     "": set(),
 }
 
-TORCH_FREE = ("errors", "types", "border", "config", "planning", "launch")
+TORCH_FREE = ("errors", "types", "border", "config", "planning", "launch", "scaling")
 TORCH_BOUND = {
     "torch", "torchvision", "deepspeed", "megatron", "transformer_engine", "diffusers", "transformers", "streaming",
 }  # fmt: skip

@@ -32,7 +32,7 @@ def test_a_run_folder_holds_all_it_leaves(place: Place, on_one: Runs) -> None:
         assert (folder / name).is_file(), name
     row = place.rows("learning")[5]
     assert {"step", "loss", "grad_norm", "learning_rate", "skipped", "epoch", "tokens", "fill", "tokens_per_second",
-            "seconds", "mfu", "spike", "stage", "host_memory_gb", "device_memory_gb",
+            "seconds", "mfu", "flops", "spike", "stage", "host_memory_gb", "device_memory_gb",
             } == {name for name in row if not name.startswith("stream_")}  # fmt: skip
     assert row["stream_samples_per_second"] >= 0 and row["stream_hits"] > 0 and row["stream_retries"] == 0
     assert row["learning_rate"] == 4e-3 and row["fill"] == row["tokens"] / 16

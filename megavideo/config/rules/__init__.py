@@ -15,6 +15,7 @@ from megavideo.config.rules.data import DATA_RULES
 from megavideo.config.rules.diffusion import DIFFUSION_RULES
 from megavideo.config.rules.doctor import DOCTOR_RULES
 from megavideo.config.rules.export import EXPORT_RULES
+from megavideo.config.rules.fit import FIT_RULES
 from megavideo.config.rules.layout import LAYOUT_RULES
 from megavideo.config.rules.lora import LORA_RULES
 from megavideo.config.rules.model import MODEL_RULES
@@ -32,6 +33,7 @@ from megavideo.config.schema.captions import CaptionRun
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.config.schema.doctor import DoctorRun
 from megavideo.config.schema.export import ExportRun
+from megavideo.config.schema.fit import FitRun
 from megavideo.config.schema.parity import ParityRun
 from megavideo.config.schema.preflight import PreflightRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
@@ -68,6 +70,7 @@ def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:
         PreflightRun: PREFLIGHT_RULES,
         SlurmGenRun: CLUSTER_RULES,
         ExportRun: EXPORT_RULES,
+        FitRun: FIT_RULES,
         SampleRun: (*SAMPLE_RULES, *EXPAND_RULES),
     }
     return by_schema.get(schema, ())
