@@ -11,6 +11,7 @@ from megavideo.config.rules import rules_for
 from megavideo.config.rules.model import rotary_split
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.config.schema.export import ExportRun
+from megavideo.config.schema.fit import FitRun
 from megavideo.config.schema.parity import ParityRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
@@ -27,6 +28,7 @@ BASE: dict[str, tuple[type[Any], list[str]]] = {
     "slurm_gen": (SlurmGenRun, []),
     "sample": (SampleRun, ["ckpt=run", "out=a.mp4"]),
     "export": (ExportRun, ["ckpt=run", "out=a"]),
+    "fit": (FitRun, []),
 }
 
 
@@ -87,7 +89,18 @@ REFUSED = [
     ("train", "optim.betas=[-0.1,0.9]", "optim.betas", ">= 0"),
     ("train", "optim.ema_decay=1", "optim.ema_decay", "never moves"),
     ("train", "optim.warmup_steps=300", "optim.warmup_steps", "train.steps=300"),
-    ("train", "optim.schedule=cosine", "optim.min_lr_ratio", "needs it"),
+    ("train", "optim.schedule=cosine", "optim.min_lr_ratio", "optim.schedule=cosine needs it"),
+    ("train", "optim.schedule=wsd optim.decay_steps=60", "optim.min_lr_ratio", "optim.schedule=wsd needs it"),
+    ("train", "optim.schedule=wsd optim.min_lr_ratio=0", "optim.decay_steps", "optim.schedule=wsd needs it"),
+    ("train", "optim.schedule=wsd optim.min_lr_ratio=0 optim.decay_steps=281", "optim.decay_steps", "<= 280"),
+    ("train", "optim.decay_steps=10", "optim.decay_steps", "no effect with optim.schedule=constant"),
+    ("fit", "export=m.yaml", "export", "needs the video tokens of a clip"),
+    ("fit", "export=m clip_tokens=9", "export", "is a file for configs/model"),
+    ("fit", "export=m.yaml six_nd=true", "export", "no model of video"),
+    ("fit", "clip_tokens=9 six_nd=true", "clip_tokens", "no effect with six_nd=true"),
+    ("fit", "shape.aspect=64", "shape", "no effect without clip_tokens"),
+    ("fit", "text_tokens=64", "text_tokens", "no effect without clip_tokens"),
+    ("fit", "resamples=0 confidence=0.9", "confidence", "no effect with resamples=0"),
     ("train", "optim.min_lr_ratio=0.1", "optim.min_lr_ratio", "no effect"),
     ("train", "data.cache=shards", "data.cache", "no effect"),
     ("train", "data.cache_gb=5", "data.cache_gb", "no effect"),
@@ -213,6 +226,10 @@ ACCEPTED = [
     ("train", "diffusion.terms.temporal_consistency=0.1 diffusion.terms.max_level=0.5"),
     ("train", "diffusion.terms.perceptual=0.1 diffusion.terms.perceptual_clips=2"),
     ("train", "optim=cosine train.steps=2000"),
+    ("train", "optim=wsd train.steps=2000"),
+    ("train", "optim.schedule=wsd optim.min_lr_ratio=0 optim.decay_steps=280"),
+    ("fit", "clip_tokens=9 export=m.yaml shape.aspect=64 text_tokens=0"),
+    ("fit", "six_nd=true resamples=0"),
     ("train", "optim.ema_decay=null"),
     ("train", "observe=wandb"),
     ("train", "model.modulation=adaln_zero"),

@@ -22,6 +22,7 @@ from megavideo.checkpoint.survey import Looked, Shelf, survey
 from megavideo.config.curriculum import stage_names
 from megavideo.config.dump import from_yaml, to_yaml
 from megavideo.config.load import load
+from megavideo.config.schema.fit import ColumnsConfig
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.clips.captions import read_caption_table, read_sidecar_captions
 from megavideo.data.clips.media import probe
@@ -39,6 +40,7 @@ from megavideo.encoders.folder import load_encoders
 from megavideo.observe.report.record import changes_since
 from megavideo.observe.report.record import read_record as read_run
 from megavideo.observe.status import read_status
+from megavideo.scaling.table import read_table
 from megavideo.train.position import read_position
 from tests.checkpoint.test_reshard import save_tp
 from tests.data.clip_files import moving_square, write_clip
@@ -64,6 +66,7 @@ def formats(folder: Path) -> dict[str, Format]:
         *_of_datasets(folder / "dataset"),
         *_of_encoding(folder / "encode"),
         *_of_lists(folder / "lists"),
+        *_of_tables(folder / "tables"),
         *_of_checkpoints(folder / "checkpoint"),
         *_of_runs(folder / "run"),
         *_of_media(folder / "media"),
@@ -179,6 +182,13 @@ def _of_encoding(folder: Path) -> list[Format]:
         _file("encode plan", next((out / "plans").glob("*.json")), lambda: read_plans(storage)),
         _file("encode unit", out / unit.file, taken),
     ]
+
+
+def _of_tables(folder: Path) -> list[Format]:
+    folder.mkdir(parents=True)
+    path = folder / "points.csv"
+    path.write_text('params,tokens,flops,loss,"a, b"\n1e7,2e9,1.2e17,3.5,"x\ny"\n2e7,1e9,1.2e17,3.4,\n')
+    return [_file("points.csv", path, lambda: read_table(path, ColumnsConfig(), six_nd=False), _lines(path))]
 
 
 def _of_lists(folder: Path) -> list[Format]:

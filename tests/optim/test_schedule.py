@@ -30,3 +30,20 @@ def test_cosine() -> None:
     assert values[10:] == sorted(values[10:], reverse=True)
     assert learning_rate(config, 110, 110) == pytest.approx(2e-4)
     assert learning_rate(config, 500, 110) == pytest.approx(2e-4)
+
+
+def test_stable_then_a_straight_fall() -> None:
+    config = OptimConfig(lr=1e-3, warmup_steps=2, schedule="wsd", min_lr_ratio=0.2, decay_steps=4)
+    assert rates(config, 10) == pytest.approx([5e-4] + [1e-3] * 6 + [8e-4, 6e-4, 4e-4])
+    assert learning_rate(config, 10, 10) == pytest.approx(2e-4)
+    assert learning_rate(config, 99, 10) == pytest.approx(2e-4)
+    whole = OptimConfig(lr=1e-3, schedule="wsd", min_lr_ratio=0.0, decay_steps=4)
+    assert rates(whole, 4) == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_stable_run_is_that_of_any_length() -> None:
+    """Up to the fall of the shorter: from there one run gives several budgets."""
+    config = OptimConfig(lr=1e-3, warmup_steps=5, schedule="wsd", min_lr_ratio=0.0, decay_steps=10)
+    short, long = rates(config, 50), rates(config, 200)
+    assert short[:41] == long[:41]
+    assert short[41] < long[41] == 1e-3

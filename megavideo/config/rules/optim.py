@@ -28,14 +28,32 @@ def warmup_ends_within_run(cfg: TrainRun) -> None:
         raise ConfigError("optim.warmup_steps", cfg.optim.warmup_steps, rule, remedy)
 
 
-def min_lr_ratio_belongs_to_cosine(cfg: TrainRun) -> None:
-    """The floor of the schedule is needed by cosine and means nothing to a constant rate."""
+def min_lr_ratio_belongs_to_a_fall(cfg: TrainRun) -> None:
+    """The floor of the schedule is needed where the rate falls and means nothing to a constant rate."""
     optim = cfg.optim
-    if optim.schedule == "cosine" and optim.min_lr_ratio is None:
-        raise ConfigError("optim.min_lr_ratio", None, "optim.schedule=cosine needs it", "take optim.min_lr_ratio=0.1")
+    if optim.schedule != "constant" and optim.min_lr_ratio is None:
+        rule = f"optim.schedule={optim.schedule} needs it"
+        raise ConfigError("optim.min_lr_ratio", None, rule, "take optim.min_lr_ratio=0.1")
     if optim.schedule == "constant" and optim.min_lr_ratio is not None:
         rule = "has no effect with optim.schedule=constant"
         raise ConfigError("optim.min_lr_ratio", optim.min_lr_ratio, rule, "add optim.min_lr_ratio=null")
+
+
+def decay_belongs_to_wsd(cfg: TrainRun) -> None:
+    """The length of the fall is needed by wsd, after the warm-up, and means nothing to other schedules."""
+    optim, field = cfg.optim, "optim.decay_steps"
+    if optim.schedule != "wsd":
+        if optim.decay_steps is not None:
+            rule = f"has no effect with optim.schedule={optim.schedule}"
+            raise ConfigError(field, optim.decay_steps, rule, f"add {field}=null")
+        return
+    most = cfg.train.steps - optim.warmup_steps
+    if optim.decay_steps is None:
+        remedy = f"take {field}={max(1, most // 5)}, a fifth of the run"
+        raise ConfigError(field, None, "optim.schedule=wsd needs it", remedy)
+    if optim.decay_steps > most:
+        rule = f"must be <= {most}, the steps after the warm-up"
+        raise ConfigError(field, optim.decay_steps, rule, f"take {field}={max(1, most // 5)}, or more steps")
 
 
 def muon_has_its_settings(cfg: TrainRun) -> None:
@@ -55,6 +73,7 @@ OPTIM_RULES = (
     betas_are_decays,
     average_moves,
     warmup_ends_within_run,
-    min_lr_ratio_belongs_to_cosine,
+    min_lr_ratio_belongs_to_a_fall,
+    decay_belongs_to_wsd,
     muon_has_its_settings,
 )
