@@ -44,13 +44,17 @@ def run_fit(cfg: FitRun, place: Path) -> FitReport:
     """
     check_shape(cfg.shape)
     if cfg.export is not None and (Path(cfg.export).exists() or Path(cfg.export).is_symlink()):
-        raise ConfigError("export", cfg.export, "is there already", "give another name, or remove it")
+        raise _there(Path(cfg.export))
     every = choose(_read(cfg, place), cfg.drop_highest, cfg.flops_below)
     report = fit_report(cfg, every, _page_of(cfg, place))
     written = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-    _write("out", Path(report.page), page_text(report, reduce_settings(every), written))
+    page = page_text(report, reduce_settings(every), written)
     if cfg.export is not None and report.recommendation is not None:
-        _write("export", Path(cfg.export), model_yaml(cfg.model, report.recommendation))
+        _export(Path(cfg.export), model_yaml(cfg.model, report.recommendation))
+    try:
+        write_file(Path(report.page), page.encode())
+    except OSError as error:
+        raise _unwritten("out", report.page, error) from error
     return report
 
 
@@ -108,12 +112,29 @@ def _page_of(cfg: FitRun, place: Path) -> Path:
     return place / _PAGE if place.is_dir() else place.with_name(f"{place.stem}_{_PAGE}")
 
 
-def _write(field: str, path: Path, text: str) -> None:
+def _export(path: Path, text: str) -> None:
+    """Write a file that is not there, whole; of two that do so at once, one is told of the other's."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(exist_ok=False)  # it is ours now; some shared file systems have no links, which would do it at once
+    except FileExistsError as error:
+        raise _there(path) from error
+    except OSError as error:
+        raise _unwritten("export", path, error) from error
     try:
         write_file(path, text.encode())
     except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be written ({reason}). Remedy: set {field}= to a file that can be") from error
+        path.unlink(missing_ok=True)
+        raise _unwritten("export", path, error) from error
+
+
+def _there(path: Path) -> ConfigError:
+    return ConfigError("export", str(path), "is there already", "give another name, or remove it")
+
+
+def _unwritten(field: str, path: str | Path, error: OSError) -> DataError:
+    reason = error.strerror or error
+    return DataError(f"{path}: cannot be written ({reason}). Remedy: set {field}= to a file that can be")
 
 
 def _fit_law(

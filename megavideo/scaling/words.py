@@ -61,8 +61,8 @@ def optimum_rows(report: FitReport) -> list[tuple[str, ...]]:
     size, token = report.isoflop.size_law, report.isoflop.token_law
     if size is not None and token is not None:
         best_params, best_tokens = float(size.at(report.budget)), float(token.at(report.budget))
-        ratio = best_tokens / best_params
-        rows.append(("parabolas", f"{best_params:.4g}", f"{best_tokens:.4g}", f"{ratio:.3g}", ""))
+        ratio = f"{best_tokens / best_params:.3g}"
+        rows.append(("parabolas", f"{best_params:.4g}", f"{best_tokens:.4g}", ratio, ""))
     return rows
 
 

@@ -67,6 +67,26 @@ def _report(root: Path, fixture: Callable[[str], Any]) -> DoubleStart:
     return DoubleStart(commands, whose)
 
 
+def _fit(root: Path, fixture: Callable[[str], Any]) -> DoubleStart:
+    table = root / "points.csv"
+    sizes = [(n, d) for n in (1e7, 1e8, 1e9) for d in (1e9, 1e10, 1e11)]
+    lines = [f"{n},{d},{6 * n * d},{2 + 500 / n**0.35 + 2000 / d**0.36}\n" for n, d in sizes]
+    table.write_text("params,tokens,flops,loss\n" + "".join(lines))
+
+    def commands(place: Path) -> list[list[str]]:
+        words = ["fit", str(table), f"out={place / 'page.html'}", f"export={place / 'model.yaml'}", "clip_tokens=1024",
+                 "resamples=0"]  # fmt: skip
+        return [[*words, f"budget={budget}"] for budget in ("1e20", "2e20")]
+
+    def whose(ended: Ended) -> set[int]:
+        page, model = (ended.place / "page.html").read_text(), (ended.place / "model.yaml").read_text()
+        assert page.rstrip().endswith("</html>") and model.endswith("eps: 1.0e-06\n")
+        (whose,) = [number for number, budget in enumerate(("1e+20", "2e+20")) if f"for {budget} FLOPs" in model]
+        return {whose}
+
+    return DoubleStart(commands, whose, "is there already")
+
+
 def _reshard(root: Path, fixture: Callable[[str], Any]) -> DoubleStart:
     run = saved_run(root)
 
@@ -205,6 +225,7 @@ def _demo(root: Path, fixture: Callable[[str], Any]) -> DoubleStart:
 
 MAKERS: Mapping[str, Maker] = {
     "report": _report,
+    "fit": _fit,
     "checkpoint reshard": _reshard,
     "lora export": _lora_export,
     "lora merge": _lora_merge,

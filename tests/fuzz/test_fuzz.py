@@ -20,10 +20,10 @@ NAMES = (
     "dataset shard", "encoders bytes_text.json", "encoders encoders.json", "encoders pca.json",
     "encoders pca.safetensors", "encode encode.json", "encode plan", "encode unit", "list clips.jsonl",
     "list ingest.json", "captions.jsonl", "sidecar", "part", "answers", "points.csv", "checkpoint as written",
-    "checkpoint manifest", "checkpoint fragments", "run metrics.jsonl", "run stages.jsonl", "run faults.jsonl", "run validation.jsonl",
-    "run config.yaml", "settings", "run code_version.json", "curriculum", "media .mp4", "media .mkv",
-    "media .webm", "media .avi", "media .ts", "media .mov", "media .png", "media .jpg", "media .bmp", "media .tiff",
-    "media .gif", "media .webp",
+    "checkpoint manifest", "checkpoint fragments", "run metrics.jsonl", "run stages.jsonl", "run faults.jsonl",
+    "run validation.jsonl", "run config.yaml", "settings", "run code_version.json", "curriculum", "media .mp4",
+    "media .mkv", "media .webm", "media .avi", "media .ts", "media .mov", "media .png", "media .jpg", "media .bmp",
+    "media .tiff", "media .gif", "media .webp",
 )  # fmt: skip
 FEW, MANY = 15, int(os.environ.get("MEGAVIDEO_FUZZ", "100000"))
 
