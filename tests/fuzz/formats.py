@@ -188,7 +188,7 @@ def _of_tables(folder: Path) -> list[Format]:
     folder.mkdir(parents=True)
     path = folder / "points.csv"
     path.write_text('params,tokens,flops,loss,"a, b"\n1e7,2e9,1.2e17,3.5,"x\ny"\n2e7,1e9,1.2e17,3.4,\n')
-    return [_file("points.csv", path, lambda: read_table(path, ColumnsConfig(), six_nd=False), _lines(path))]
+    return [_file("points.csv", path, lambda: read_table(path, ColumnsConfig(), six_nd=False))]
 
 
 def _of_lists(folder: Path) -> list[Format]:
