@@ -18,7 +18,7 @@ from megavideo.cli.main import main
 from megavideo.data.clips.media import probe
 from megavideo.testing.saved_run import write_run
 from megavideo.testing.settings import micro_config
-from tests.cli.double_starts import NO_ROOM, DoubleStart, Ended, Maker, rows
+from tests.cli.double_starts import DoubleStart, Ended, Maker, rows
 from tests.interop.adapter_cases import write_adapted, write_base
 
 _PROMPTS = ("--prompt", "a ball", "--prompt", "a cube")
@@ -250,7 +250,6 @@ LOOKS: Mapping[str, Callable[[Path, Path], Sequence[str]]] = {
     ],
     "doctor": lambda run, latents: ["doctor", "attention.tokens=64", "attention.segments=1"],
     "parity": lambda run, latents: ["parity", "dp2-zero1", "--steps", "1", "--layers", "1", "--tokens", "16"],
-    "preflight": lambda run, latents: ["preflight", "output=runs", *NO_ROOM],
 }  # fmt: skip
 
 
