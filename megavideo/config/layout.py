@@ -116,6 +116,23 @@ def ulysses_degree(layout: Layout, heads: int) -> int:
     raise ConfigError(FIELD, layout.format(), rule, remedy)
 
 
+def stage_parts(num_blocks: int, stages: int) -> list[range]:
+    """The blocks of each stage: consecutive, as even as can be, the longer runs in the middle stages.
+
+    The first and the last stage have the embedder and the head besides.
+    """
+    short, longer = divmod(num_blocks, stages)
+    order = sorted(range(stages), key=lambda stage: abs(2 * stage - stages + 1))
+    lengths = [short + (order.index(stage) < longer) for stage in range(stages)]
+    ends = [sum(lengths[: stage + 1]) for stage in range(stages)]
+    return [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def layout_parts(num_blocks: int, layout: Layout) -> list[range]:
+    """The blocks of each stage; a DualPipeV rank holds two, one on the way down and one on the way up."""
+    return stage_parts(num_blocks, layout.pp * (2 if layout.pp_schedule == "dualpipev" else 1))
+
+
 def _check_degree(text: str, word: str, name: str, value: int) -> None:
     if name == "zero" and value > 3:
         raise ConfigError(FIELD, text, f"{word!r} is no ZeRO stage", "take zero0, zero1, zero2 or zero3")

@@ -38,7 +38,7 @@ class BlockRecompute:
         `offload` is the model's, and taken where `config` asks for one.
         """
         assert offload is not None or config is None or not config.offload, "inputs have no place to wait in"
-        if config is None or config.kind == "none" or not _is_chosen(number, config.layers, layers):
+        if config is None or not config.chooses(number, layers):
             return KEEP_ALL
         return cls(frozenset((WHOLE,) if config.kind == "full" else config.parts), offload if config.offload else None)
 
@@ -58,11 +58,6 @@ class BlockRecompute:
 
 
 KEEP_ALL = BlockRecompute()
-
-
-def _is_chosen(number: int, count: int | None, layers: int) -> bool:
-    """Whether `number` is one of `count` blocks spread evenly: each stage gets its share, and the first is chosen."""
-    return count is None or number * count % layers < count
 
 
 class SavedTensors:

@@ -13,10 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megavideo.config.layout import parse_layout
+from megavideo.config.layout import parse_layout, stage_parts
 from megavideo.config.schema.train import TrainRun
 from megavideo.parallel.engines.engine import EnginePlan
-from megavideo.parallel.engines.pipeline import stage_parts
 from megavideo.parallel.layers.megatron import load_megatron
 from megavideo.parallel.processes.groups import Groups
 from megavideo.parallel.processes.mesh import ProcessMesh

@@ -12,7 +12,7 @@ import torch
 from megavideo.checkpoint.agreement import in_agreement
 from megavideo.checkpoint.base import Base
 from megavideo.checkpoint.copying import named_by_rank
-from megavideo.config.layout import Layout, parse_layout
+from megavideo.config.layout import Layout, layout_parts, parse_layout
 from megavideo.config.schema.train import TrainRun
 from megavideo.data.dataset.dataset import ENCODERS_PREFIX, LatentDataset, open_dataset
 from megavideo.data.plan.step_plan import StagePlace
@@ -30,7 +30,6 @@ from megavideo.optim.build import build_optimizer
 from megavideo.parallel.adapters.adapt import adapted, check_targets, parameter_names
 from megavideo.parallel.adapters.low_rank import BRANCH
 from megavideo.parallel.engines.engine import Engine, EnginePlan
-from megavideo.parallel.engines.pipeline import layout_parts
 from megavideo.parallel.parallelize import parallelize
 from megavideo.parallel.processes.distributed import Launch, check_precision
 from megavideo.parallel.processes.groups import Groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megavideo.parallel.engines.pipeline import stage_parts
+from megavideo.config.layout import stage_parts
 
 
 @pytest.mark.parametrize(("blocks", "stages"), [(4, 2), (4, 4), (30, 4), (40, 8), (7, 3), (5, 2), (48, 16)])

@@ -34,6 +34,11 @@ class RecomputeConfig:
     layers: int | None = setting(None, minimum=1)
     offload: bool = False
 
+    def chooses(self, number: int, layers: int) -> bool:
+        """Whether block `number` of `layers` is computed again: each stage gets its share, and the first is chosen."""
+        count = layers if self.layers is None else self.layers
+        return self.kind != "none" and number * count % layers < count
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:

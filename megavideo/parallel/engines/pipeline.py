@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megavideo.config.layout import Layout
+from megavideo.config.layout import layout_parts
 from megavideo.model.dit import DiT, Hidden
 from megavideo.model.pack_index import PackBounds, PackFacts
 from megavideo.parallel.engines.deepspeed import initialize, load_deepspeed, load_pipeline
@@ -25,23 +25,6 @@ _BATCH_FIELDS = (
 )  # fmt: skip
 # what DeepSpeed puts before a parameter's name, besides the stage's number
 _WRAPPED = "dit."
-
-
-def stage_parts(num_blocks: int, stages: int) -> list[range]:
-    """The blocks of each stage: consecutive, as even as can be, the longer runs in the middle stages.
-
-    The first and the last stage have the embedder and the head besides.
-    """
-    short, longer = divmod(num_blocks, stages)
-    order = sorted(range(stages), key=lambda stage: abs(2 * stage - stages + 1))
-    lengths = [short + (order.index(stage) < longer) for stage in range(stages)]
-    ends = [sum(lengths[: stage + 1]) for stage in range(stages)]
-    return [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
-
-
-def layout_parts(num_blocks: int, layout: Layout) -> list[range]:
-    """The blocks of each stage; a DualPipeV rank holds two, one on the way down and one on the way up."""
-    return stage_parts(num_blocks, layout.pp * (2 if layout.pp_schedule == "dualpipev" else 1))
 
 
 class PipeStage(nn.Module):
