@@ -18,7 +18,8 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
         ("NVIDIA H200 NVL", 835.5),
         ("NVIDIA GH200 480GB", 989.5),
         ("NVIDIA A100-SXM4-80GB", 312.0),
-        ("NVIDIA GB200", 2250.0),
+        ("NVIDIA B200", 2250.0),
+        ("NVIDIA GB200", 2500.0),
     ],
 )
 def test_a_gpu_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str, tflops: float) -> None:

@@ -6,12 +6,8 @@ import time
 
 import torch
 
-# dense bf16 TFLOP/s by a part of the device's name, of which the first counts (NVIDIA data sheets): boards with less
-# power than SXM say so in their names
-_BF16_TFLOPS = {
-    "H200 NVL": 835.5, "H100 NVL": 835.5, "H100 PCIe": 756.5,
-    "H200": 989.5, "H100": 989.5, "A100": 312.0, "B200": 2250.0,
-}  # fmt: skip
+from megavideo.planning.chips import board_tflops
+
 _PROBE_SIZE = 768
 _PROBE_RUNS = 30
 _PROBE_SECONDS = 1.0  # a CPU without instructions for bf16 takes a second for one product
@@ -26,8 +22,8 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype, configured_t
         return configured_tflops * 1e12
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        known = [tflops for part, tflops in _BF16_TFLOPS.items() if part in name]
-        return known[0] * 1e12 if known else None
+        known = board_tflops(name)
+        return None if known is None else known * 1e12
     a = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype)
     best, first = float("inf"), time.perf_counter()
     for _ in range(_PROBE_RUNS):
