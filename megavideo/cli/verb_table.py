@@ -18,7 +18,7 @@ def verb_names() -> tuple[str, ...]:
     """
     return (
         "ingest", "caption", "train-vae", "encode", "train", "status", "report", "checkpoint", "lora", "sample",
-        "export", "import", "fit", "demo", "parity", "doctor", "preflight", "slurm-gen",
+        "export", "import", "fit", "demo", "parity", "doctor", "preflight", "plan", "slurm-gen",
     )  # fmt: skip
 
 

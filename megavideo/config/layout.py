@@ -9,7 +9,7 @@ means all processes that remain), `sp` is sequence parallel, `ulysses`, `ring` o
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megavideo.border.names import shown
@@ -131,6 +131,19 @@ def stage_parts(num_blocks: int, stages: int) -> list[range]:
 def layout_parts(num_blocks: int, layout: Layout) -> list[range]:
     """The blocks of each stage; a DualPipeV rank holds two, one on the way down and one on the way up."""
     return stage_parts(num_blocks, layout.pp * (2 if layout.pp_schedule == "dualpipev" else 1))
+
+
+def full_layout(text: str, ranks: int) -> str:
+    """The layout with its `dp` on so many ranks. Raises ConfigError where they do not divide."""
+    layout = parse_layout(text)
+    size = layout.model_size
+    dp = layout.dp if layout.dp is not None else max(1, ranks // size)
+    if dp * size != ranks:
+        rule = f"needs {dp * size} ranks (tp {layout.tp} x cp {layout.cp} x dp {dp} x pp {layout.pp})"
+        near = ranks // size * size or size
+        remedy = f"take another layout, or cluster.nodes and cluster.gpus_per_node of which the product is {near}"
+        raise ConfigError("layout", text, rule, remedy)
+    return replace(layout, dp=dp).format()
 
 
 def _check_degree(text: str, word: str, name: str, value: int) -> None:

@@ -49,12 +49,13 @@ def compose_values(schema: type[Any], primary: str, overrides: Sequence[str]) ->
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
             composed = compose(config_name=primary, overrides=words)
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+        found = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         given = " ".join(overrides) or None
         raise ConfigError(primary, given, _first_line(error), "correct the overrides, or the file it names") from error
-    named = {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
-    return with_stages(named | plain, said)
+    named = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    values = named | plain
+    return with_stages(values, said) if STAGES in {field.path for field in walk(schema)} else values
 
 
 def _checked(

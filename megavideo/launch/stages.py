@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from megavideo.config.curriculum import Stage, stages_of
-from megavideo.config.layout import parse_layout
+from megavideo.config.layout import full_layout
 from megavideo.config.load import load
 from megavideo.config.rules import check
 from megavideo.config.schema.cluster import SlurmGenRun
@@ -42,16 +42,3 @@ def _fitted(stage: Stage, ranks: int) -> Stage:
         place = f"in stage {stage.name} on {ranks} ranks" if stage.name else f"on {ranks} ranks"
         raise ConfigError(error.field, error.value, f"{place}: {error.rule}", error.remedy) from error
     return replace(stage, config=config)
-
-
-def full_layout(text: str, ranks: int) -> str:
-    """The layout with its `dp` on so many ranks. Raises ConfigError where they do not divide."""
-    layout = parse_layout(text)
-    size = layout.model_size
-    dp = layout.dp if layout.dp is not None else max(1, ranks // size)
-    if dp * size != ranks:
-        rule = f"needs {dp * size} ranks (tp {layout.tp} x cp {layout.cp} x dp {dp} x pp {layout.pp})"
-        near = ranks // size * size or size
-        remedy = f"take another layout, or cluster.nodes and cluster.gpus_per_node of which the product is {near}"
-        raise ConfigError("layout", text, rule, remedy)
-    return replace(layout, dp=dp).format()

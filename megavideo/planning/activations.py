@@ -9,6 +9,7 @@ the feed-forward, e bytes of an element; figures of a tensor-parallel rank where
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -109,15 +110,14 @@ def kept_bytes(config: TrainRun, layout: Layout, pack: PackShape, part: range, *
     first = part.start == 0
     last = part.stop == model.layers if last is None else last
     recompute = config.train.recompute
-    whole = _block(sizes, frozenset())
+    whole = least = _block(sizes, frozenset())
     blocks = offloaded = 0
-    for number in part:
-        names = _names(recompute, number, model.layers)
+    for names, count in Counter(_names(recompute, number, model.layers) for number in part).items():
         kept = _block(sizes, names)
         waiting = _waiting(sizes, names) if recompute.offload else 0
-        blocks += kept - waiting
-        offloaded += waiting
-    most = min((_block(sizes, _names(recompute, number, model.layers)) for number in part), default=whole)
+        blocks += count * (kept - waiting)
+        offloaded += count * waiting
+        least = min(least, kept)
     ends = (_embedder(sizes, pack) if first else 0) + (_head(sizes) if last else 0)
     text = sizes.own_text * model.width * sizes.element
     rotary = FP32 * sizes.attended * model.head_dim  # complex64 for half of a head
@@ -125,7 +125,7 @@ def kept_bytes(config: TrainRun, layout: Layout, pack: PackShape, part: range, *
     inputs = 0 if first else sizes.stream + text + tables
     return KeptBytes(
         blocks=blocks, ends=ends, shared=rotary + (text if first else 0), inputs=inputs, offloaded=offloaded,
-        working=whole - most + 3 * sizes.attended * model.ffn // sizes.tp * sizes.element,
+        working=whole - least + 3 * sizes.attended * model.ffn // sizes.tp * sizes.element,
     )  # fmt: skip
 
 

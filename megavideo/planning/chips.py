@@ -7,9 +7,8 @@ from them by the data sheets unless a source is named, and no row of measured st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-ChipName = Literal["a100", "h100", "h200", "b200", "gb200", "gb300"]
+from megavideo.config.schema.cluster import ChipName
 
 
 @dataclass(frozen=True)

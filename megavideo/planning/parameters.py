@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from megavideo.config.schema.lora import LoraConfig
 from megavideo.config.schema.model import ModelConfig
@@ -45,6 +46,7 @@ class Parameter:
         return len(self.shape) >= 2 and "norm" not in self.name and "modulation_table" not in self.name
 
 
+@lru_cache(maxsize=256)
 def model_parameters(
     model: ModelConfig, part: range | None = None, lora: LoraConfig | None = None
 ) -> tuple[Parameter, ...]:

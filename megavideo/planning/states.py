@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megavideo.config.layout import Layout, layout_parts
+from megavideo.config.schema.lora import LoraConfig
+from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.train import TrainRun
-from megavideo.planning.parameters import Parameter, model_parameters
+from megavideo.planning.parameters import model_parameters
 
 FP32, BF16 = 4, 2
 REDUCE_BUCKET_ELEMENTS = 200_000_000  # of the engine's settings, to which a test holds it
@@ -59,13 +62,24 @@ class StateBytes:
         return self.updated + self.staging if self.offloaded else 0
 
 
-def rank_parameters(config: TrainRun, layout: Layout, pp_rank: int = 0) -> tuple[tuple[Parameter, ...], ...]:
-    """Parameters of each pipeline stage that a rank holds; a DualPipeV rank holds two."""
-    parts = layout_parts(config.model.layers, layout)
-    own = [parts[pp_rank]]
-    if layout.pp_schedule == "dualpipev":
-        own.append(parts[2 * layout.pp - 1 - pp_rank])
-    return tuple(model_parameters(config.model, part, config.lora) for part in own)
+@dataclass(frozen=True)
+class _Group:
+    """Elements of each parameter that a rank has of a group of the optimizer; `moments` are kept of each element."""
+
+    numels: tuple[int, ...]
+    moments: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.numels)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a rank has of the parameters: groups of trained ones, and frozen ones."""
+
+    groups: tuple[_Group, ...]
+    frozen: tuple[int, ...]
 
 
 def state_bytes(config: TrainRun, layout: Layout, pp_rank: int = 0, data_rank: int = 0) -> StateBytes:
@@ -73,35 +87,37 @@ def state_bytes(config: TrainRun, layout: Layout, pp_rank: int = 0, data_rank: i
 
     The latter tells only for ZeRO 2 in fp32, where gradients stay whole for each parameter that a rank has a part of.
     """
-    parameters = [parameter for stage in rank_parameters(config, layout, pp_rank) for parameter in stage]
+    parts = layout_parts(config.model.layers, layout)
+    own = [parts[pp_rank]]
+    if layout.pp_schedule == "dualpipev":
+        own.append(parts[2 * layout.pp - 1 - pp_rank])
+    held = _held(config.model, tuple(own), config.lora, layout.tp, muon=config.optim.algorithm == "muon")
     element = BF16 if config.train.precision == "bf16" else FP32
     ranks = (layout.dp or 1) * layout.cp
-    groups = _groups(parameters, muon=config.optim.algorithm == "muon")
-    frozen = sum(p.numel(layout.tp) for p in parameters if not p.trained)
-    if layout.zero == 3:
-        return _zero3(config, layout, parameters, groups, element, ranks)
-    whole = sum(sum(p.numel(layout.tp) for p in group) for group in groups)
-    moments = [1 if muon else 2 for muon in _of_muon(config, groups)]
     ema = config.optim.ema_decay is not None
+    if layout.zero == 3:
+        return _zero3(held, layout, element, ranks, ema=ema)
+    whole, frozen = sum(group.total for group in held.groups), sum(held.frozen)
     if layout.zero == 0:
-        updated = sum(n * sum(p.numel(layout.tp) for p in group) for n, group in zip(moments, groups, strict=True))
         return StateBytes(
-            weights=element * (whole + frozen), accumulators=FP32 * whole, master=0, optimizer=FP32 * updated,
-            ema=FP32 * whole * ema, update=0, bucket=0,
-        )  # fmt: skip
-    padded = [_padded(group, layout.tp, ranks) for group in groups]
-    parts = [size // ranks for size in padded]
-    part = sum(parts)
-    states = FP32 * sum(n * size for n, size in zip(moments, parts, strict=True))
-    master, average = FP32 * part, FP32 * part * ema
-    accumulators = _accumulators(groups, parts, layout, element, data_rank)
+            weights=element * (whole + frozen),
+            accumulators=FP32 * whole,
+            master=0,
+            optimizer=FP32 * sum(group.moments * group.total for group in held.groups),
+            ema=FP32 * whole * ema,
+            update=0,
+            bucket=0,
+        )
+    padded = [_padded(group.total, ranks) for group in held.groups]
+    parts_of = [size // ranks for size in padded]
+    part = sum(parts_of)
     reduced_in = FP32 if layout.zero == 1 else element  # stage 1 sums up in fp32, and reduces what it has summed up
     return StateBytes(
         weights=element * (sum(padded) + frozen),
-        accumulators=accumulators,
-        master=master,
-        optimizer=states,
-        ema=average,
+        accumulators=_accumulators(held.groups, parts_of, layout, element, data_rank),
+        master=FP32 * part,
+        optimizer=FP32 * sum(group.moments * size for group, size in zip(held.groups, parts_of, strict=True)),
+        ema=FP32 * part * ema,
         update=0 if layout.offload else FP32 * part,
         bucket=reduced_in * REDUCE_BUCKET_ELEMENTS,
         offloaded=layout.offload,
@@ -109,70 +125,56 @@ def state_bytes(config: TrainRun, layout: Layout, pp_rank: int = 0, data_rank: i
     )
 
 
-def _groups(parameters: Sequence[Parameter], *, muon: bool) -> list[list[Parameter]]:
+@lru_cache(maxsize=256)
+def _held(model: ModelConfig, parts: tuple[range, ...], lora: LoraConfig, tp: int, *, muon: bool) -> _Held:
     """Trained parameters as the optimizer groups them: decayed and not, and of the former those of Muon apart."""
-    decayed = [p for p in parameters if p.trained and p.decays]
-    plain = [p for p in parameters if p.trained and not p.decays]
-    if muon:
-        hidden = [p for p in decayed if p.hidden]
-        return [group for group in (hidden, [p for p in decayed if not p.hidden], plain) if group]
-    return [group for group in (decayed, plain) if group]
+    parameters = [parameter for part in parts for parameter in model_parameters(model, part, lora)]
+    trained = [parameter for parameter in parameters if parameter.trained]
+    hidden = [p for p in trained if p.decays and p.hidden] if muon else []
+    others = [p for p in trained if p.decays and not (muon and p.hidden)]
+    plain = [p for p in trained if not p.decays]
+    groups = [(hidden, 1), (others, 2), (plain, 2)]
+    return _Held(
+        groups=tuple(_Group(tuple(p.numel(tp) for p in group), moments) for group, moments in groups if group),
+        frozen=tuple(p.numel(tp) for p in parameters if not p.trained),
+    )
 
 
-def _of_muon(config: TrainRun, groups: Sequence[Sequence[Parameter]]) -> list[bool]:
-    """Which groups have one state in place of two moments."""
-    muon = config.optim.algorithm == "muon"
-    return [muon and all(p.hidden and p.decays for p in group) for group in groups]
-
-
-def _padded(group: Sequence[Parameter], tp: int, ranks: int) -> int:
-    multiple = 2 * ranks
-    return -(-sum(p.numel(tp) for p in group) // multiple) * multiple
+def _padded(total: int, ranks: int) -> int:
+    return -(-total // (2 * ranks)) * 2 * ranks
 
 
 def _accumulators(
-    groups: Sequence[Sequence[Parameter]], parts: Sequence[int], layout: Layout, element: int, data_rank: int
+    groups: Sequence[_Group], parts: Sequence[int], layout: Layout, element: int, data_rank: int
 ) -> int:
     """Stage 1 keeps whole gradients in fp32, stage 2 in bf16 runs the rank's part, in fp32 ones whole parameters."""
     if layout.zero == 1:
-        return FP32 * sum(p.numel(layout.tp) for group in groups for p in group)
+        return FP32 * sum(group.total for group in groups)
     if element == BF16:
         return FP32 * sum(parts)
     held = 0
     for group, part in zip(groups, parts, strict=True):
         begin, own = 0, (data_rank * part, (data_rank + 1) * part)
-        for parameter in group:
-            end = begin + parameter.numel(layout.tp)
-            held += end - begin if begin < own[1] and end > own[0] else 0
-            begin = end
+        for numel in group.numels:
+            held += numel if begin < own[1] and begin + numel > own[0] else 0
+            begin += numel
     return FP32 * held
 
 
-def _zero3(
-    config: TrainRun,
-    layout: Layout,
-    parameters: Sequence[Parameter],
-    groups: Sequence[Sequence[Parameter]],
-    element: int,
-    ranks: int,
-) -> StateBytes:
-    def part(group: Sequence[Parameter]) -> int:
-        return sum(-(-p.numel(layout.tp) // ranks) for p in group)
+def _zero3(held: _Held, layout: Layout, element: int, ranks: int, *, ema: bool) -> StateBytes:
+    def part(numels: Sequence[int]) -> int:
+        return sum(-(-numel // ranks) for numel in numels)
 
-    parts = [part(group) for group in groups]
+    parts = [part(group.numels) for group in held.groups]
     trained = sum(parts)
-    moments = [1 if muon else 2 for muon in _of_muon(config, groups)]
-    ema = config.optim.ema_decay is not None
-    states = FP32 * sum(n * size for n, size in zip(moments, parts, strict=True))
-    numels = [p.numel(layout.tp) for p in parameters]
+    numels = [*(numel for group in held.groups for numel in group.numels), *held.frozen]
     persistent = sum(numel for numel in numels if numel <= PERSISTENT_ELEMENTS)
-    others = sum(numel for numel in numels if numel > PERSISTENT_ELEMENTS)
-    live = min(others, LIVE_ELEMENTS + PREFETCH_ELEMENTS) if ranks > 1 else others
+    live = min(sum(numels) - persistent, LIVE_ELEMENTS + PREFETCH_ELEMENTS)
     return StateBytes(
-        weights=element * (part(parameters) + persistent),
+        weights=element * (part(numels) + persistent),
         accumulators=FP32 * trained,
         master=FP32 * trained,
-        optimizer=states,
+        optimizer=FP32 * sum(group.moments * size for group, size in zip(held.groups, parts, strict=True)),
         ema=FP32 * trained * ema,
         update=0 if layout.offload else FP32 * trained,
         bucket=element * REDUCE_BUCKET_ELEMENTS,

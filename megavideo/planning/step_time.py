@@ -156,7 +156,9 @@ def _layer(shape: Shape, scheme: Scheme, chip: Chip, constants: Constants) -> _L
     forward = backward = 0.0
     for product in layer_products(shape, scheme):
         forward += product.flops / chip.gemm_speed(product.inner)
-        backward += product.flops / chip.gemm_speed(product.outer) + product.flops / chip.gemm_speed(product.rows)
+        backward += product.flops / chip.gemm_speed(product.outer)
+        backward += product.flops / chip.gemm_speed(product.rows) if scheme.trains_all else 0.0
+    speed = constants.products * scheme.product_gain
     rates = chip.attention[scheme.attention]
     attend = attend_back = 0.0
     for length, flops in attention_flops(shape, scheme):
@@ -167,8 +169,8 @@ def _layer(shape: Shape, scheme: Scheme, chip: Chip, constants: Constants) -> _L
     rows = scheme.tokens / scheme.cp / (scheme.tp if scheme.sp or scheme.tp == 1 else scheme.tp**0.5)
     moved = element_bytes(shape, scheme) * rows * shape.width * constants.elements
     return _Layer(
-        products=(forward + backward) / constants.products,
-        products_forward=forward / constants.products,
+        products=(forward + backward) / speed,
+        products_forward=forward / speed,
         attention=(attend + attend_back) / constants.attention,
         attention_forward=attend / constants.attention,
         elements=moved / chip.copy_speed,
@@ -256,11 +258,11 @@ def _data(
     if ranks == 1:
         return 0.0, 0.0
     span = scheme.tp * ranks
-    held = shape.parameters / scheme.tp / scheme.pp
+    held, trained = (number / scheme.tp / scheme.pp for number in (shape.parameters, shape.updated))
     speed, latency = cluster.speed(span, ranks), cluster.latency(span, ranks)
     others = (ranks - 1) / ranks
-    scatter = held * scheme.gradient_bytes * others / speed + 4 * latency
-    gather = held * BF16 * others / speed + 4 * latency
+    scatter = trained * scheme.gradient_bytes * others / speed + 4 * latency
+    gather = trained * BF16 * others / speed + 4 * latency
     if scheme.sharding == "zero3":
         layers = shape.layers / scheme.pp
         micro = 2 * held * BF16 * others / speed + scatter + 3 * layers * latency
@@ -272,7 +274,7 @@ def _data(
 
 
 def _update(shape: Shape, scheme: Scheme, chip: Chip, constants: Constants) -> float:
-    held = shape.parameters / scheme.tp / scheme.pp
+    held = shape.updated / scheme.tp / scheme.pp
     part = held if scheme.sharding == "ddp" else held / (scheme.dp * scheme.cp)
     copies = 0 if scheme.sharding == "zero3" else 8 * held  # gradients summed up and weights taken over
     moved = (_UPDATE_BYTES[scheme.sharding] * part + copies) / chip.copy_speed

@@ -6,6 +6,7 @@ transformers and of language models alike.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +20,7 @@ Sharding = Literal["ddp", "zero1", "zero2", "zero3"]
 class Shape:
     """A transformer: `cross` with cross-attention to text (a DiT), `vocab` with a head of so many words (0: none).
 
-    `parameters` are the whole model's.
+    `parameters` are the whole model's, of which `trained` are trained (None: all).
     """
 
     layers: int
@@ -31,6 +32,12 @@ class Shape:
     cross: bool = True
     causal: bool = False
     vocab: int = 0
+    trained: int | None = None
+
+    @property
+    def updated(self) -> int:
+        """Parameters that are trained."""
+        return self.parameters if self.trained is None else self.trained
 
     @property
     def head_dim(self) -> int:
@@ -60,7 +67,8 @@ class Scheme:
     pipeline rank has. `overlap_tp`, `overlap_dp` and `overlap_cp` say that this communication runs beside products;
     `chunked_pp` that stages send while they compute. `gradient_bytes` an element are reduced over the data axis once a
     step (ZeRO 2 and 3: a micro-step). `text_in_ring` lets keys of the text go round the ring in shares, and with
-    `gathered_norms` queries and keys are gathered over tp for a norm across heads: other engines do so.
+    `gathered_norms` queries and keys are gathered over tp for a norm across heads: other engines do so. Products are
+    `product_gain` times as fast as in bf16. Without `trains_all` weights of blocks have no gradients.
     """
 
     segments: tuple[tuple[int, int], ...]
@@ -84,6 +92,8 @@ class Scheme:
     offload: bool = False
     text_in_ring: bool = False
     gathered_norms: bool = False
+    product_gain: float = 1.0
+    trains_all: bool = True
 
     @property
     def tokens(self) -> int:
@@ -121,13 +131,13 @@ def layer_products(shape: Shape, scheme: Scheme) -> Iterator[Product]:
 
 
 def attention_flops(shape: Shape, scheme: Scheme) -> Iterator[tuple[float, float]]:
-    """(length, FLOPs of the forward pass) of each segment's self-attention on a rank, and of its cross-attention."""
+    """(length, FLOPs of the forward pass) on a rank, of the self-attention of segments of a length and to their text."""
     share = scheme.cp * scheme.tp
-    for tokens, text in scheme.segments:
-        products = 4 * tokens * tokens * shape.width / share
+    for (tokens, text), count in Counter(scheme.segments).items():
+        products = count * 4 * tokens * tokens * shape.width / share
         yield tokens, products / 2 if shape.causal else products
         if shape.cross:
-            yield text / (scheme.ring if scheme.text_in_ring else 1), 4 * tokens * text * shape.width / share
+            yield text / (scheme.ring if scheme.text_in_ring else 1), count * 4 * tokens * text * shape.width / share
 
 
 def element_bytes(shape: Shape, scheme: Scheme) -> float:

@@ -17,11 +17,12 @@ from megavideo.cli.slurm_gen import main
 from megavideo.config.find import configs_folder, group_options
 from megavideo.config.load import load
 from megavideo.config.rules.cluster import seconds_of
+from megavideo.config.layout import full_layout
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.errors import ConfigError
 from megavideo.launch.directives import grace_seconds
 from megavideo.launch.render import render_scripts
-from megavideo.launch.stages import full_layout, load_stages
+from megavideo.launch.stages import load_stages
 from megavideo.parallel.processes.environment import gpu_environment
 
 

@@ -20,6 +20,7 @@ from megavideo.config.rules.layout import LAYOUT_RULES
 from megavideo.config.rules.lora import LORA_RULES
 from megavideo.config.rules.model import MODEL_RULES
 from megavideo.config.rules.optim import OPTIM_RULES
+from megavideo.config.rules.plan import PLAN_RULES
 from megavideo.config.rules.precision import PRECISION_RULES
 from megavideo.config.rules.preflight import PREFLIGHT_RULES
 from megavideo.config.rules.prepare import ENCODE_RULES, INGEST_RULES
@@ -35,6 +36,7 @@ from megavideo.config.schema.doctor import DoctorRun
 from megavideo.config.schema.export import ExportRun
 from megavideo.config.schema.fit import FitRun
 from megavideo.config.schema.parity import ParityRun
+from megavideo.config.schema.plan import PlanRun
 from megavideo.config.schema.preflight import PreflightRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
@@ -69,6 +71,7 @@ def rules_for(schema: type[Any]) -> tuple[Callable[[Any], None], ...]:
         ParityRun: RECOMPUTE_RULES,
         PreflightRun: PREFLIGHT_RULES,
         SlurmGenRun: CLUSTER_RULES,
+        PlanRun: PLAN_RULES,
         ExportRun: EXPORT_RULES,
         FitRun: FIT_RULES,
         SampleRun: (*SAMPLE_RULES, *EXPAND_RULES),

@@ -8,6 +8,9 @@ from typing import Literal
 from megavideo.config.schema.field import setting
 
 
+ChipName = Literal["a100", "h100", "h200", "b200", "gb200", "gb300"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareJob:
     """A job array of `ingest` or `encode`: `tasks` of one node each, which share the work.
@@ -46,11 +49,17 @@ class ClusterConfig:
     holds further variables, as NCCL's. `venv` is a virtual environment, `modules` are loaded before it. `scratch` is a
     folder on each node's own disk, in double quotes for the shell, for temporary files and the cache of a store.
     `preflight` checks every node before training. `lines` are further `#SBATCH` options, as `--constraint=h100`.
+
+    `megavideo plan` alone reads the kind of GPU, `chip`, the bandwidth of each GPU to other nodes, `nic_gbit` in Gbit/s
+    (null: what is usual beside the chip), and what a GPU costs an hour, `gpu_hour_price`.
     """
 
     name: str
     nodes: int = setting(minimum=1)
     gpus_per_node: int = setting(minimum=0)
+    chip: ChipName | None = None
+    nic_gbit: float | None = setting(None, above=0.0)
+    gpu_hour_price: float | None = setting(None, minimum=0.0)
     tasks_per_node: int | None = setting(None, minimum=1)
     cpus_per_task: int = setting(minimum=1)
     threads: int = setting(1, minimum=1)
