@@ -33,14 +33,15 @@ class PackShape:
 class KeptBytes:
     """What one pack keeps on a rank between its two passes.
 
-    `blocks` is what blocks keep, `ends` embedders and head, `shared` what all blocks use. `inputs` came from the stage
-    before and waits in its buffers; `offloaded` waits on the host. `working` is what one block computes again at the
-    height of the backward pass, on top of what is kept.
+    `blocks` is what blocks keep, `ends` embedders and head, `rotary` and `text` what all blocks use. `inputs` came from
+    the stage before, that of the first block among it, and waits in its buffers; `offloaded` waits on the host.
+    `working` is what one block computes again at the height of the backward pass, on top of what is kept.
     """
 
     blocks: int
     ends: int
-    shared: int
+    rotary: int
+    text: int
     inputs: int
     offloaded: int
     working: int
@@ -48,7 +49,7 @@ class KeptBytes:
     @property
     def on_device(self) -> int:
         """All that stays on the device from the forward to the backward pass."""
-        return self.blocks + self.ends + self.shared + self.inputs
+        return self.blocks + self.ends + self.rotary + self.text + self.inputs
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,11 @@ class _Sizes:
         return self.model.qk_norm and (self.tp == 1 or self.element == FP32)
 
 
-def kept_bytes(config: TrainRun, layout: Layout, pack: PackShape, part: range, *, last: bool | None = None) -> KeptBytes:
-    """Of the pipeline stage with the blocks of `part`. `last` says that it is not followed by the head's stage only."""
+def kept_bytes(config: TrainRun, layout: Layout, pack: PackShape, part: range) -> KeptBytes:
+    """Of the pipeline stage with the blocks of `part`."""
     sizes, model = _sizes(config, layout, pack), config.model
     first = part.start == 0
-    last = part.stop == model.layers if last is None else last
+    last = part.stop == model.layers
     recompute = config.train.recompute
     whole = least = _block(sizes, frozenset())
     blocks = offloaded = 0
@@ -124,7 +125,8 @@ def kept_bytes(config: TrainRun, layout: Layout, pack: PackShape, part: range, *
     tables = sizes.rows * model.width * sizes.element * (7 if model.modulation == "adaln" else 1)
     inputs = 0 if first else sizes.stream + text + tables
     return KeptBytes(
-        blocks=blocks, ends=ends, shared=rotary + (text if first else 0), inputs=inputs, offloaded=offloaded,
+        blocks=blocks - (0 if first or recompute.offload else sizes.stream), ends=ends, rotary=rotary,
+        text=text if first else 0, inputs=inputs, offloaded=offloaded,
         working=whole - least + 3 * sizes.attended * model.ffn // sizes.tp * sizes.element,
     )  # fmt: skip
 

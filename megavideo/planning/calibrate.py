@@ -1,7 +1,7 @@
 """The free constants of the step-time model, fitted on measured steps, and how well it then does.
 
-Least squares on the logarithm of predicted over measured seconds, with a normal prior on the logarithm of each constant,
-so that few rows move them little. What fits cannot say is said by leaving each row out in turn.
+Least squares on the logarithm of predicted over measured seconds, with a normal prior on the logarithm of each
+constant, so that few rows move them little. What fits cannot say is said by leaving each row out in turn.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def score(row: Row, constants: Constants) -> Scored:
 
 
 def roofline(row: Row) -> float:
-    """Seconds at half of the peak of what a step computes, and of what it must move through memory, one after another."""
+    """Seconds at half of the peak of what a step computes, and of what it must move through memory, one by one."""
     ideal = replace(row.scheme, kernels="fused")
     best = Constants(products=1.0, attention=1.0, elements=1.0, exposed=0.0)
     times = step_time(row.shape, ideal, row.cluster, best)

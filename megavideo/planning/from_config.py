@@ -44,7 +44,9 @@ def cluster_of(config: ClusterConfig) -> Cluster:
         raise ConfigError("cluster.gpus_per_node", 0, "has no GPUs to plan for", "take another cluster, as h100_ib")
     if config.chip is None:
         legal = ", ".join(chip_names())
-        raise ConfigError("cluster.chip", None, "does not say which GPUs there are", f"take cluster.chip= one of {legal}")
+        raise ConfigError(
+            "cluster.chip", None, "does not say which GPUs there are", f"take cluster.chip= one of {legal}"
+        )
     nic = None if config.nic_gbit is None else config.nic_gbit * 1e9 / 8
     return Cluster(chip_of(config.chip), config.gpus_per_node, nic)
 
@@ -77,7 +79,9 @@ def stage_work(config: TrainRun, plan: PlanRun) -> StageWork:
         assumed.append(f"layers.attention=auto finds {attention}")
     if attention not in cluster.chip.attention:
         legal = ", ".join(cluster.chip.attention)
-        raise ConfigError("layers.attention", attention, f"does not run on {cluster.chip.label}", f"take one of {legal}")
+        raise ConfigError(
+            "layers.attention", attention, f"does not run on {cluster.chip.label}", f"take one of {legal}"
+        )
     if plan.cluster.nic_gbit is None:
         assumed.append(f"{cluster.chip.nic * 8 / 1e9:g} Gbit/s from each GPU to other nodes")
     if not cluster.chip.calibrated:
@@ -124,7 +128,7 @@ def _on_gpus(config: TrainRun, gpus: int) -> Layout:
     dp = layout.dp if layout.dp is not None else max(1, gpus // layout.model_size)
     if dp * layout.model_size != gpus:
         rule = f"needs {dp * layout.model_size} GPUs, and the cluster has {gpus}"
-        remedy = "take another layout by words=[\"layout=...\"], or another cluster.nodes"
+        remedy = 'take another layout by words=["layout=..."], or another cluster.nodes'
         raise ConfigError("layout", config.layout, rule, remedy)
     return replace(layout, dp=dp)
 

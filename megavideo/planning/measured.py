@@ -84,7 +84,9 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         cells = parse_table(read_file(path))
     except (OSError, Refused) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: {reason}. Remedy: give a table of measured steps, as docs/planning.md says") from error
+        raise DataError(
+            f"{path}: {reason}. Remedy: give a table of measured steps, as docs/planning.md says"
+        ) from error
     missing = [name for name in _REQUIRED if cells and name not in cells[0]]
     unknown = [name for name in (cells[0] if cells else ()) if name not in (*_REQUIRED, *_DEFAULTS)]
     for names, rule in ((missing, "lacks the column"), (unknown, "has an unknown column")):
@@ -146,7 +148,9 @@ def _built(cells: Mapping[str, str], name: str) -> Row:
     nic = number.real("nic", 0.0) * 1e9 if cells["nic"] else None
     samples = scheme.micro_steps * micro * dp
     seconds, flops = _converted(number, cells, shape, scheme, samples, chip.bf16_tflops)
-    return Row(name, family, shape, scheme, Cluster(chip, 8, nic), seconds, flops, tuple(cells["assumed"].split()), cells)
+    return Row(
+        name, family, shape, scheme, Cluster(chip, 8, nic), seconds, flops, tuple(cells["assumed"].split()), cells
+    )
 
 
 def _shape(number: _Numbers, family: str, cells: Mapping[str, str]) -> Shape:

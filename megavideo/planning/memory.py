@@ -129,7 +129,7 @@ def _in_flight(layout: Layout, micro_steps: int, pp_rank: int) -> list[int]:
 
 
 def _attention_workspace(config: TrainRun, layout: Layout, pack: PackShape) -> int:
-    """Of the backward pass: gradients of queries in float32 (flash attention 2 to 4, cuDNN), and in a ring of all three."""
+    """Of the backward pass: gradients of queries in float32 (all kernels of GPUs), and in a ring of all three."""
     if config.layers.attention in ("cpu", "stand_in"):
         return 0
     ring = layout.cp // ulysses_degree(layout, config.model.heads)

@@ -19,7 +19,9 @@ from megavideo.planning.parameters import model_parameters
 
 FP32, BF16 = 4, 2
 REDUCE_BUCKET_ELEMENTS = 200_000_000  # of the engine's settings, to which a test holds it
-PERSISTENT_ELEMENTS = 100_000  # ZeRO 3 keeps parameters of so many elements gathered (stage3_param_persistence_threshold)
+PERSISTENT_ELEMENTS = (
+    100_000  # ZeRO 3 keeps parameters of so many elements gathered (stage3_param_persistence_threshold)
+)
 LIVE_ELEMENTS = 1_000_000_000  # and so many others from forward to backward (stage3_max_live_parameters)
 PREFETCH_ELEMENTS = 50_000_000  # and gathers so many ahead of their use (stage3_prefetch_bucket_size)
 
@@ -144,9 +146,7 @@ def _padded(total: int, ranks: int) -> int:
     return -(-total // (2 * ranks)) * 2 * ranks
 
 
-def _accumulators(
-    groups: Sequence[_Group], parts: Sequence[int], layout: Layout, element: int, data_rank: int
-) -> int:
+def _accumulators(groups: Sequence[_Group], parts: Sequence[int], layout: Layout, element: int, data_rank: int) -> int:
     """Stage 1 keeps whole gradients in fp32, stage 2 in bf16 runs the rank's part, in fp32 ones whole parameters."""
     if layout.zero == 1:
         return FP32 * sum(group.total for group in groups)

@@ -185,9 +185,7 @@ def _seen(seconds: float, window: float, constants: Constants, *, overlapped: bo
     return seen, seconds - seen
 
 
-def _tensor(
-    shape: Shape, scheme: Scheme, cluster: Cluster, constants: Constants, layer: _Layer
-) -> tuple[float, float]:
+def _tensor(shape: Shape, scheme: Scheme, cluster: Cluster, constants: Constants, layer: _Layer) -> tuple[float, float]:
     if scheme.tp == 1:
         return 0.0, 0.0
     rows = scheme.tokens // scheme.cp

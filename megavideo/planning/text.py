@@ -67,7 +67,9 @@ def _memory(stage: Mapping[str, Any]) -> list[str]:
     for name, value in parts.items():
         mark = "*" if name in stage["memory_assumed"] else " "
         lines.append(f"    {name:27}{mark}{value / _GB:8.2f}  {_bar(value / whole)}")
-    lines.append("    peaks: " + ", ".join(f"{name} {value / _GB:.1f}" for name, value in stage["memory_moments"].items()))
+    lines.append(
+        "    peaks: " + ", ".join(f"{name} {value / _GB:.1f}" for name, value in stage["memory_moments"].items())
+    )
     if stage["host_bytes"]:
         lines.append(f"    host memory of a rank: {stage['host_bytes'] / _GB:.1f} GB")
     return lines
@@ -75,7 +77,9 @@ def _memory(stage: Mapping[str, Any]) -> list[str]:
 
 def _time(stage: Mapping[str, Any]) -> list[str]:
     parts = {name: value for name, value in stage["seconds"].items() if value > 0.001 * stage["step_seconds"]}
-    lines = [f"  a step of {stage['step_seconds']:.4g} s, and {stage['seconds_hidden']:.3g} s of communication beside it"]
+    lines = [
+        f"  a step of {stage['step_seconds']:.4g} s, and {stage['seconds_hidden']:.3g} s of communication beside it"
+    ]
     timeline = ""
     for mark, (name, value) in zip(_MARKS, parts.items(), strict=False):
         share = value / stage["step_seconds"]
@@ -138,10 +142,9 @@ def _rows(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _errors(name: str, errors: Mapping[str, Any]) -> str:
-    return (
-        f"  {name:26} median {100 * errors['median']:5.1f} %, mean {100 * errors['mean']:5.1f} %, largest "
-        f"{100 * errors['largest']:6.1f} %, within a quarter {100 * errors['within_quarter']:3.0f} % of {errors['rows']}"
-    )
+    middle, mean, largest = (f"{100 * errors[kind]:5.1f} %" for kind in ("median", "mean", "largest"))
+    inside = f"within a quarter {100 * errors['within_quarter']:3.0f} % of {errors['rows']}"
+    return f"  {name:26} median {middle}, mean {mean}, largest {largest}, {inside}"
 
 
 def _fit(fit: Mapping[str, Any]) -> list[str]:

@@ -131,7 +131,7 @@ def layer_products(shape: Shape, scheme: Scheme) -> Iterator[Product]:
 
 
 def attention_flops(shape: Shape, scheme: Scheme) -> Iterator[tuple[float, float]]:
-    """(length, FLOPs of the forward pass) on a rank, of the self-attention of segments of a length and to their text."""
+    """(length, forward FLOPs) on a rank, of the self-attention of segments of a length, and to their text."""
     share = scheme.cp * scheme.tp
     for (tokens, text), count in Counter(scheme.segments).items():
         products = count * 4 * tokens * tokens * shape.width / share

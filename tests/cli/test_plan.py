@@ -40,7 +40,7 @@ def test_what_does_not_fit_says_so_with_status_1(capsys: pytest.CaptureFixture[s
     assert all(len(line) <= 132 for line in out.splitlines())
 
 
-@pytest.mark.parametrize("name", [name for name in group_options(configs_folder(), "run")])
+@pytest.mark.parametrize("name", list(group_options(configs_folder(), "run")))
 def test_every_preset_is_planned(capsys: pytest.CaptureFixture[str], name: str) -> None:
     (stage,) = told(capsys, f"run={name}", "cluster=h100_ib", "cluster.nodes=1")["stages"]  # type: ignore[misc]
     assert stage["step_seconds"] > 0 and stage["memory_peak"] > 0
@@ -103,7 +103,8 @@ def test_faults_are_told_in_one_line(capsys: pytest.CaptureFixture[str], words: 
 
 def test_planning_needs_no_torch_and_next_to_no_time() -> None:
     code = (
-        "import sys, time; begin = time.process_time(); import megavideo.planning.stage_plan, megavideo.planning.changes; "
+        "import sys, time; begin = time.process_time(); "
+        "import megavideo.planning.stage_plan, megavideo.planning.changes; "
         "print(time.process_time() - begin, 'torch' in sys.modules, 'numpy' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout

@@ -15,9 +15,9 @@ import pytest
 
 from megavideo.cli.slurm_gen import main
 from megavideo.config.find import configs_folder, group_options
+from megavideo.config.layout import full_layout
 from megavideo.config.load import load
 from megavideo.config.rules.cluster import seconds_of
-from megavideo.config.layout import full_layout
 from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.errors import ConfigError
 from megavideo.launch.directives import grace_seconds

@@ -55,13 +55,17 @@ def kept_and_planned(words: str, rank: int, world_size: int) -> tuple[int, int]:
     batch = real_pack(config)
     pack = PackShape(len(batch.tokens), len(batch.text), len(batch.grid))
     layout: Layout = replace(parse_layout(config.layout), dp=1)
-    parts = [range(int(first), int(last) + 1) for first, last in (part.split("-") for part in report.blocks.split(", "))]
+    parts = [
+        range(int(first), int(last) + 1) for first, last in (part.split("-") for part in report.blocks.split(", "))
+    ]
     found = [kept_bytes(config, layout, pack, part) for part in parts]
     planned = sum(kept.on_device - kept.inputs for kept in found)
-    # what a block's recomputation holds by reference alone counts in memory, and is not seen as saved
+    # what recomputed parts hold by reference alone counts in memory, and is not seen as saved
     recompute = config.train.recompute
-    if all(recompute.kind == "full" and recompute.chooses(i, config.model.layers) for part in parts for i in part):
-        planned -= sum(kept.shared for kept in found)
+    names = {"full": {"self_attention", "cross_attention"}, "none": set()}.get(recompute.kind, set(recompute.parts))
+    if all(recompute.chooses(number, config.model.layers) for part in parts for number in part):
+        planned -= sum(kept.rotary for kept in found) if "self_attention" in names else 0
+        planned -= sum(kept.text for kept in found) if "cross_attention" in names else 0
     return report.saved_bytes, planned
 
 

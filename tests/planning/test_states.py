@@ -75,6 +75,6 @@ def test_settings_of_the_engine_are_those_that_are_planned_with() -> None:
 
     config = DeepSpeedZeroConfig(stage=3)
     assert states.REDUCE_BUCKET_ELEMENTS == REDUCE_BUCKET_ELEMENTS
-    assert states.PERSISTENT_ELEMENTS == config.param_persistence_threshold
-    assert states.LIVE_ELEMENTS == config.max_live_parameters
-    assert states.PREFETCH_ELEMENTS == config.prefetch_bucket_size
+    assert config.param_persistence_threshold == states.PERSISTENT_ELEMENTS
+    assert config.max_live_parameters == states.LIVE_ELEMENTS
+    assert config.prefetch_bucket_size == states.PREFETCH_ELEMENTS

@@ -30,7 +30,9 @@ VERB = Verb(
     describe=_describe,
     options=(
         TextOption("--search", None, "rank all legal layouts and recomputation that fit", sets="search"),
-        TextOption("--calibrate", "FILE", "fit the model's free constants on a table of measured steps", sets="calibrate"),
+        TextOption(
+            "--calibrate", "FILE", "fit the model's free constants on a table of measured steps", sets="calibrate"
+        ),
         TextOption("--validate", "FILE", "score the model on a table of measured steps", sets="validate"),
     ),
     failed=lambda report: not report.fits,

@@ -7,7 +7,6 @@ from typing import Literal
 
 from megavideo.config.schema.field import setting
 
-
 ChipName = Literal["a100", "h100", "h200", "b200", "gb200", "gb300"]
 
 
