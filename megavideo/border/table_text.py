@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from megavideo.border.names import shown
 from megavideo.border.refused import Refused
 
 _MOST_ROWS = 100_000
@@ -30,7 +31,7 @@ def parse_table(content: bytes) -> list[dict[str, str]]:
     names, rows = [name.strip() for name in found[0]], found[1:]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise Refused(f"has two columns {twice[0]!r}")
+        raise Refused(f"has two columns {shown(twice[0])}")
     if len(rows) > _MOST_ROWS:
         raise Refused(f"has more than {_MOST_ROWS} rows")
     for number, row in enumerate(rows, start=1):

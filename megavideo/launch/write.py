@@ -5,18 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from megavideo.config.curriculum import Stage
 from megavideo.config.schema.cluster import SlurmGenRun
+from megavideo.config.schema.plan import PlanRun
 from megavideo.errors import ConfigError
 from megavideo.launch.directives import processes
 from megavideo.launch.render import render_scripts
 from megavideo.launch.stages import load_stages
+from megavideo.planning.report import stage_report
+from megavideo.planning.stage_plan import plan_stage
+from megavideo.planning.text import two_lines
 
 _SCRIPTS = (".sbatch", ".sh")
 
 
 @dataclass(frozen=True)
 class SlurmGenReport:
-    """What was written. `changed` are the files that were not there or other than now, `stale` scripts of others."""
+    """What was written. `changed` are the files that were not there or other than now, `stale` scripts of others.
+
+    `plans` has two lines of the planner's for each stage, of a cluster that names its `chip`.
+    """
 
     out: str
     checked: bool
@@ -26,6 +34,7 @@ class SlurmGenReport:
     files: list[str]
     changed: list[str]
     stale: list[str]
+    plans: dict[str, list[str]]
 
 
 def generate(cfg: SlurmGenRun) -> SlurmGenReport:
@@ -49,7 +58,15 @@ def generate(cfg: SlurmGenRun) -> SlurmGenReport:
         files=[str(out / name) for name in files],
         changed=[str(out / name) for name in changed],
         stale=sorted(str(path) for path in out.glob("*") if path.suffix in _SCRIPTS and path.name not in files),
+        plans=_plans(cfg, stages),
     )
+
+
+def _plans(cfg: SlurmGenRun, stages: tuple[Stage, ...]) -> dict[str, list[str]]:
+    if cfg.cluster.chip is None or not cfg.cluster.gpus_per_node:
+        return {}
+    plan = PlanRun(cluster=cfg.cluster, run=cfg.run, curriculum=cfg.curriculum)
+    return {stage.name or cfg.run: two_lines(stage_report(plan_stage(stage, plan))) for stage in stages}
 
 
 def _content(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from megavideo.config.curriculum import Stage
-from megavideo.config.layout import Layout, parse_layout
+from megavideo.config.layout import CONTEXT_KINDS, ContextKind, Layout, PipelineSchedule, parse_layout
 from megavideo.config.rules import check
 from megavideo.config.schema.plan import PlanRun
 from megavideo.config.schema.train import RecomputeConfig, TrainRun
@@ -122,7 +122,8 @@ def _weighed(config: TrainRun, plan: PlanRun, memory: int, *, rules: bool = Fals
 
 def _layouts(config: TrainRun, plan: PlanRun) -> Iterator[Layout]:
     gpus = plan.cluster.nodes * plan.cluster.gpus_per_node
-    axes = itertools.product(_DEGREES, _context(), _DEGREES, ("1f1b", "dualpipev"), (0, 1, 2, 3), (False, True))
+    schedules: tuple[PipelineSchedule, ...] = ("1f1b", "dualpipev")
+    axes = itertools.product(_DEGREES, _context(), _DEGREES, schedules, (0, 1, 2, 3), (False, True))
     for tp, (cp, kind), pp, schedule, zero, offload in axes:
         size = tp * cp * pp
         if size > gpus or gpus % size or tp > _MOST_TP or (pp == 1 and schedule != "1f1b"):
@@ -135,10 +136,10 @@ def _layouts(config: TrainRun, plan: PlanRun) -> Iterator[Layout]:
         )  # fmt: skip
 
 
-def _context() -> Iterator[tuple[int, str | None]]:
+def _context() -> Iterator[tuple[int, ContextKind | None]]:
     yield 1, None
     for cp in _DEGREES[1:]:
-        yield from ((cp, kind) for kind in ("ulysses", "ring", "2d"))
+        yield from ((cp, kind) for kind in CONTEXT_KINDS)
 
 
 def _policies(config: TrainRun) -> tuple[RecomputeConfig, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from megavideo.config.layout import Layout, parse_layout, ulysses_degree
 from megavideo.config.schema.cluster import ClusterConfig
 from megavideo.config.schema.plan import PlanRun
+from megavideo.config.schema.precision import CPU_ATTENTION
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
 from megavideo.planning.activations import PackShape
@@ -59,7 +60,8 @@ def stage_work(config: TrainRun, plan: PlanRun) -> StageWork:
     cluster = cluster_of(plan.cluster)
     gpus = plan.cluster.nodes * plan.cluster.gpus_per_node
     layout = _on_gpus(config, gpus)
-    assumed, changed = [], []
+    assumed: list[str] = []
+    changed: list[str] = []
     dp = layout.dp or 1
     packs = -(-config.train.packs_per_step // dp) * dp
     if layout.pp_schedule == "dualpipev":
@@ -74,7 +76,7 @@ def stage_work(config: TrainRun, plan: PlanRun) -> StageWork:
     text = min(plan.caption_tokens, config.data.text_tokens_per_pack // max(1, config.data.tokens_per_pack // clip))
     assumed.append(f"captions of {text} tokens")
     attention = config.layers.attention
-    if attention in ("auto", "cpu", "stand_in"):
+    if attention in ("auto", *CPU_ATTENTION):
         attention = _AUTO[cluster.chip.name]  # type: ignore[assignment]
         assumed.append(f"layers.attention=auto finds {attention}")
     if attention not in cluster.chip.attention:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from megavideo.border.files import read_file
+from megavideo.border.names import shown
 from megavideo.border.refused import Refused
 from megavideo.border.table_text import parse_table
 from megavideo.config.layout import Layout, parse_layout, ulysses_degree
@@ -29,7 +30,7 @@ _REQUIRED = ("name", "hardware", "gpus", "layers", "width", "heads", "tokens", "
 # what a row that does not say is taken to have; those whose choice matters are told as assumed
 _DEFAULTS: Mapping[str, str] = {
     "family": "dit", "layout": "zero1", "ffn": "", "ffn_matrices": "2", "vocab": "0", "parameters": "", "text": "512",
-    "batch": "", "micro": "1", "vpp": "1", "recompute": "0", "attention": "", "kernels": "fused", "overlap": "dp",
+    "batch": "", "micro": "1", "vpp": "1", "recompute": "0", "attention": "", "kernels": "", "overlap": "dp",
     "gradient_bytes": "4", "convention": "", "assumed": "", "source": "", "nic": "", "causal": "", "engine": "",
 }  # fmt: skip
 # other values that an unstated setting may have, by which the interval is found
@@ -41,6 +42,7 @@ _OTHERS: Mapping[str, tuple[str, ...]] = {
     "micro": ("1", "2", "4"),
     "vpp": ("1", "2", "4"),
 }
+_MOST = {"gpus": 1e6, "layers": 1e4, "micro": 4096.0, "recompute": 1.0, "vpp": 1e4, "ffn_matrices": 3.0}
 _COUNTED = ("attention", "kernels", "overlap", "recompute", "micro", "vpp", "batch", "text", "layout")
 
 
@@ -92,7 +94,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     for names, rule in ((missing, "lacks the column"), (unknown, "has an unknown column")):
         if names:
             legal = ", ".join((*_REQUIRED, *_DEFAULTS))
-            raise DataError(f"{path}: {rule} {names[0]!r}. Remedy: name columns of {legal}")
+            raise DataError(f"{path}: {rule} {shown(names[0])}. Remedy: name columns of {legal}")
     return tuple(_row(path, number, given) for number, given in enumerate(cells, start=1))
 
 
@@ -100,7 +102,7 @@ def _row(path: Path, number: int, given: Mapping[str, str]) -> Row:
     try:
         return _built(_filled(given), given["name"])
     except ConfigError as error:
-        raise DataError(f"{path}, row {number} ({given['name']}): {error}") from error
+        raise DataError(f"{path}, row {number} ({shown(given['name'])}): {error}") from error
 
 
 def _filled(given: Mapping[str, str]) -> dict[str, str]:
@@ -111,6 +113,7 @@ def _filled(given: Mapping[str, str]) -> dict[str, str]:
     if cells["family"] == "lm" and not given.get("text"):
         cells["text"] = "0"
         assumed = [name for name in assumed if name != "text"]
+    cells["kernels"] = cells["kernels"] or ("fused" if cells["family"] == "lm" else "compiled")
     cells["assumed"] = " ".join(assumed)
     return cells
 
@@ -175,9 +178,7 @@ def _converted(
 ) -> tuple[float, float]:
     """(seconds, FLOPs) of a step that has so many samples."""
     unit = _one_of(cells, "unit", UNITS)
-    figure = number.real("figure", 0.0)
-    if not figure:
-        raise ConfigError("figure", cells["figure"], "must be above zero", "give the measured figure")
+    figure = number.real("figure", 1e-9)
     tokens, text = scheme.segments[0]
     default = "dit" if shape.cross else "megatron"
     convention = _one_of({**cells, "convention": cells["convention"] or default}, "convention", CONVENTIONS)
@@ -241,6 +242,7 @@ class _Numbers:
             value = float(text.replace("_", ""))
         except ValueError as error:
             raise ConfigError(name, text, "must be a number", "correct it") from error
-        if not least <= value < 1e30:
-            raise ConfigError(name, text, f"must be a number of at least {least:g}", "correct it")
+        most = _MOST.get(name, 1e15)
+        if not least <= value <= most:
+            raise ConfigError(name, text, f"must be a number from {least:g} to {most:g}", "correct it")
         return value

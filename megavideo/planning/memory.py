@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megavideo.config.layout import Layout, layout_parts, ulysses_degree
+from megavideo.config.schema.precision import CPU_ATTENTION
 from megavideo.config.schema.train import TrainRun
 from megavideo.planning.activations import KeptBytes, PackShape, kept_bytes
 from megavideo.planning.states import BF16, FP32, StateBytes, state_bytes
@@ -119,8 +120,8 @@ def _kept(config: TrainRun, layout: Layout, pack: PackShape, pp_rank: int) -> li
 def _in_flight(layout: Layout, micro_steps: int, pp_rank: int) -> list[int]:
     """Packs whose activations a stage keeps at once, at most.
 
-    1F1B: the stages that follow, and its own. DualPipeV keeps pp + 1 stages' worth on every rank in all: those of the
-    way down wait for the way up (DeepSeek-AI 2024, table 2).
+    1F1B: the stages that follow, and its own. DualPipeV keeps 2 pp + 1 packs of a half stage on every rank: those of
+    the way down wait for the way up (DeepSeek-AI 2024, table 2).
     """
     if layout.pp_schedule == "dualpipev":
         down = min(micro_steps, 2 * layout.pp - pp_rank)
@@ -130,7 +131,7 @@ def _in_flight(layout: Layout, micro_steps: int, pp_rank: int) -> list[int]:
 
 def _attention_workspace(config: TrainRun, layout: Layout, pack: PackShape) -> int:
     """Of the backward pass: gradients of queries in float32 (all kernels of GPUs), and in a ring of all three."""
-    if config.layers.attention in ("cpu", "stand_in"):
+    if config.layers.attention in CPU_ATTENTION:
         return 0
     ring = layout.cp // ulysses_degree(layout, config.model.heads)
     heads = pack.tokens // layout.cp * config.model.width // layout.tp

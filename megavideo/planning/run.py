@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from megavideo.config.schema.plan import PlanRun
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import ConfigError
 from megavideo.planning.calibrate import Fit, Scored, Summary, calibrate, fitted_roofline, score, summary
-from megavideo.planning.changes import Change, Refused, Search, search, smallest_changes
+from megavideo.planning.changes import Refused, Search, search, smallest_changes
 from megavideo.planning.measured import PUBLISHED, read_rows
+from megavideo.planning.report import stage_report
 from megavideo.planning.stage_plan import StagePlan, constants_of, plan_stage
 
 _OPEN = ("data.uri=data", "init_from=weights")  # where data and first weights are does not matter
@@ -67,33 +68,6 @@ def train_stages(plan: PlanRun) -> tuple[Stage, ...]:
             raise
         remedy = f"{error.remedy}; a setting of the run is said here as words=['KEY=VALUE']"
         raise ConfigError(error.field, error.value, error.rule, remedy) from error
-
-
-def stage_report(plan: StagePlan, changes: tuple[Change, ...] = ()) -> dict[str, Any]:
-    """A stage as plain values."""
-    memory = plan.memory
-    report = {
-        name: value
-        for name, value in asdict(replace(plan, memory=None, time=None)).items()  # type: ignore[arg-type]
-        if name not in ("memory", "time")
-    }
-    return report | {
-        "memory_bytes": {part.name: part.bytes for part in memory.parts},
-        "memory_assumed": [part.name for part in memory.parts if part.assumed],
-        "memory_moments": memory.moments,
-        "memory_peak": memory.peak,
-        "host_bytes": memory.host_bytes,
-        "pipeline_rank": memory.pp_rank,
-        "seconds": plan.time.parts(),
-        "seconds_hidden": plan.time.hidden,
-        "step_seconds": plan.time.total,
-        "tokens_per_second": plan.tokens_per_second,
-        "days": plan.hours / 24,
-        "gpu_hours": plan.gpu_hours,
-        "cost": plan.cost,
-        "megawatt_hours": plan.megawatt_hours,
-        "would_fit": [asdict(change) for change in changes],
-    }
 
 
 def _search_report(stage: Stage, found: Search, show: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from megavideo.planning.step_time import Constants, StepTime, step_time
 BF16, FP32 = 2, 4
 _STATES = 4  # saved of each parameter in float32: weight, two moments, average
 _HOUR = 3600.0
+_SNAPSHOT_SECONDS = 2.0  # that an asynchronous save blocks a step: states copied to the host, and their end awaited
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def account(work: StageWork, plan: PlanRun, name: str = "") -> StagePlan:
     nodes = max(1, gpus // work.cluster.gpus_per_node)
     seconds = saved / (nodes * plan.node_gb_s * 1e9)
     between = plan.gpu_hours_between_faults * _HOUR / gpus
-    blocks = 2.0 if config.checkpoint.asynchronous else seconds
+    blocks = _SNAPSHOT_SECONDS if config.checkpoint.asynchronous else seconds
     return StagePlan(
         stage=name,
         layout=work.layout.format(),

@@ -13,6 +13,7 @@ from megavideo.config.schema.cluster import SlurmGenRun
 from megavideo.config.schema.export import ExportRun
 from megavideo.config.schema.fit import FitRun
 from megavideo.config.schema.parity import ParityRun
+from megavideo.config.schema.plan import PlanRun
 from megavideo.config.schema.prepare import EncodeRun, IngestRun
 from megavideo.config.schema.sample import SampleRun
 from megavideo.config.schema.train import TrainRun
@@ -26,6 +27,7 @@ BASE: dict[str, tuple[type[Any], list[str]]] = {
     "parity": (ParityRun, []),
     "train_vae": (TrainVaeRun, []),
     "slurm_gen": (SlurmGenRun, []),
+    "plan": (PlanRun, ["run=wan_1b"]),
     "sample": (SampleRun, ["ckpt=run", "out=a.mp4"]),
     "export": (ExportRun, ["ckpt=run", "out=a"]),
     "fit": (FitRun, []),
@@ -122,6 +124,11 @@ REFUSED = [
     ("parity", "recompute.parts=[ffn]", "recompute.parts", "recompute.kind=none"),
     ("parity", "recompute.kind=full recompute.layers=9", "recompute.layers", "num_layers=4"),
     ("slurm_gen", "cluster.container.runner=apptainer", "cluster.container.runner", "no effect"),
+    ("plan", "run=null", "run", "is required"),
+    ("plan", "run=null calibrate=a validate=b", "validate", "goes not with calibrate"),
+    ("plan", "validate=a", "run", "no effect"),
+    ("plan", "stage=video", "stage", "without a curriculum"),
+    ("plan", "show=3", "show", "without search"),
     ("ingest", "cuts.enabled=false cuts.ratio=5", "cuts.ratio", "no effect"),
     ("encode", "overwrite=true retry_dropped=true", "retry_dropped", "no effect"),
     ("sample", "expand.max_new_tokens=10", "expand.max_new_tokens", "no effect"),

@@ -41,6 +41,7 @@ from megavideo.observe.report.record import changes_since
 from megavideo.observe.report.record import read_record as read_run
 from megavideo.observe.status import read_status
 from megavideo.scaling.table import read_table
+from megavideo.planning.measured import PUBLISHED, read_rows
 from megavideo.train.position import read_position
 from tests.checkpoint.test_reshard import save_tp
 from tests.data.clip_files import moving_square, write_clip
@@ -202,6 +203,8 @@ def _of_lists(folder: Path) -> list[Format]:
     part = Part("film.mp4", "recipe", Identity("m", 1, "d"), probe(film), True,
                 (Piece(0, 0.0, "ab", "abab", 5, 8.0, (0, 0, 64, 64), {"motion": 1.0}, "ff", "ff", ""),))  # fmt: skip
     write_part(folder / "parts", part)
+    steps = folder / "steps.csv"
+    steps.write_bytes(PUBLISHED.read_bytes())
     answers = folder / "answers"
     with AnswerLog(answers, _alone(), {"model": "m"}, overwrite=False) as log:
         log.add([("clip-0", "what is it?", _answer())])
@@ -215,6 +218,7 @@ def _of_lists(folder: Path) -> list[Format]:
         _file("list ingest.json", listed / ROOT_NAME, lambda: read_clip_list(listed)),
         _file("captions.jsonl", captions, lambda: read_caption_table(captions, captions.parent), _lines(captions)),
         _file("sidecar", sidecar, lambda: read_sidecar_captions(film)),
+        _file("measured steps", steps, lambda: read_rows(steps)),
         _file("part", next((folder / "parts").rglob("*.json")), lambda: read_part(folder / "parts", "film.mp4")),
         _file("answers", next(answers.glob("*.jsonl")), answered, _lines(next(answers.glob("*.jsonl")))),
     ]

@@ -107,7 +107,7 @@ def test_what_a_row_does_not_say_is_assumed_and_spanned(tmp_path: Path) -> None:
         ("", "is empty"),
         ("name,hardware\na,h100\n", "lacks the column 'gpus'"),
         (HEAD.strip() + ",colour\n" + WAN.strip() + ",red\n", "unknown column 'colour'"),
-        (HEAD + WAN.replace("h100", "h900"), "row 1 .a.: hardware='h900'"),
+        (HEAD + WAN.replace("h100", "h900"), r"row 1 \('a'\): hardware='h900'"),
         (HEAD + WAN.replace("18.98", "fast"), "figure='fast': must be a number"),
         (HEAD + WAN.replace("18.98", "nan"), "figure='nan'"),
         (HEAD + WAN.replace("seconds", "furlongs"), "unit='furlongs'"),

@@ -28,6 +28,7 @@ def _describe(report: Any) -> str:
     lines = [f"{report.nodes} nodes, {report.ranks} ranks"]
     width = max(len(name) for name in report.layouts)
     lines += [f"  {name.ljust(width)}  {layout}" for name, layout in report.layouts.items()]
+    lines += [line for plan in report.plans.values() for line in plan]
     mark = "differs" if report.checked else "written"
     lines += [f"{mark if file in report.changed else 'same':8} {file}" for file in report.files]
     lines += [f"{'stale':8} {file}: not of this run and cluster" for file in report.stale]
