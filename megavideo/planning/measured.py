@@ -89,8 +89,10 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         raise DataError(
             f"{path}: {reason}. Remedy: give a table of measured steps, as docs/planning.md says"
         ) from error
-    missing = [name for name in _REQUIRED if cells and name not in cells[0]]
-    unknown = [name for name in (cells[0] if cells else ()) if name not in (*_REQUIRED, *_DEFAULTS)]
+    if not cells:
+        raise DataError(f"{path}: has no rows. Remedy: give a table of measured steps, as docs/planning.md says")
+    missing = [name for name in _REQUIRED if name not in cells[0]]
+    unknown = [name for name in cells[0] if name not in (*_REQUIRED, *_DEFAULTS)]
     for names, rule in ((missing, "lacks the column"), (unknown, "has an unknown column")):
         if names:
             legal = ", ".join((*_REQUIRED, *_DEFAULTS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from megavideo.planning.calibrate import Fit, Scored, Summary, calibrate, fitted
 from megavideo.planning.changes import Refused, Search, search, smallest_changes
 from megavideo.planning.measured import PUBLISHED, read_rows
 from megavideo.planning.report import stage_report
-from megavideo.planning.stage_plan import StagePlan, constants_of, plan_stage
+from megavideo.planning.stage_plan import constants_of, plan_stage
 
 _OPEN = ("data.uri=data", "init_from=weights")  # where data and first weights are does not matter
 
@@ -28,7 +28,6 @@ class PlanReport:
     searches: tuple[dict[str, Any], ...] = ()
     fit: dict[str, Any] | None = None
     validation: dict[str, Any] | None = None
-    plans: tuple[StagePlan, ...] = field(default=(), repr=False)
 
     @property
     def fits(self) -> bool:
@@ -51,7 +50,7 @@ def make_plan(plan: PlanRun) -> PlanReport:
         stage_report(found, () if found.fits else smallest_changes(stage, plan))
         for stage, found in zip(stages, plans, strict=True)
     )
-    return PlanReport(stages=rows, plans=plans)
+    return PlanReport(stages=rows)
 
 
 def train_stages(plan: PlanRun) -> tuple[Stage, ...]:

@@ -105,6 +105,7 @@ def test_what_a_row_does_not_say_is_assumed_and_spanned(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("", "is empty"),
+        (HEAD, "has no rows"),
         ("name,hardware\na,h100\n", "lacks the column 'gpus'"),
         (HEAD.strip() + ",colour\n" + WAN.strip() + ",red\n", "unknown column 'colour'"),
         (HEAD + WAN.replace("h100", "h900"), r"row 1 \('a'\): hardware='h900'"),
