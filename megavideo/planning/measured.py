@@ -109,6 +109,9 @@ def _row(path: Path, number: int, given: Mapping[str, str]) -> Row:
 
 def _filled(given: Mapping[str, str]) -> dict[str, str]:
     """All cells; those that were empty or left out, and matter, are added to `assumed`."""
+    for name in _REQUIRED:
+        if not given[name]:
+            raise ConfigError(name, given[name], "is required of each row", "fill it in")
     cells = {**_DEFAULTS, **{name: value for name, value in given.items() if value}}
     assumed = cells["assumed"].split()
     assumed += [name for name in _COUNTED if not given.get(name) and name not in assumed]
@@ -159,14 +162,16 @@ def _built(cells: Mapping[str, str], name: str) -> Row:
 
 
 def _shape(number: _Numbers, family: str, cells: Mapping[str, str]) -> Shape:
-    width, layers = number.whole("width", 1), number.whole("layers", 1)
+    width, layers, heads = (number.whole(name, 1) for name in ("width", "layers", "heads"))
+    if width % heads:
+        raise ConfigError("heads", heads, f"must divide width={width}", "correct one of the two")
     ffn = number.whole("ffn", 1) if cells["ffn"] else 4 * width
     matrices, vocab = number.whole("ffn_matrices", 2), number.whole("vocab", 0)
     block = (8 if family == "dit" else 4) * width * width + matrices * width * ffn
     parameters = number.whole("parameters", 1) if cells["parameters"] else layers * block + vocab * width
     causal = family == "lm" if not cells["causal"] else cells["causal"] in ("1", "true", "yes")
     return Shape(
-        layers, width, ffn, number.whole("heads", 1), parameters, matrices, cross=family == "dit", causal=causal,
+        layers, width, ffn, heads, parameters, matrices, cross=family == "dit", causal=causal,
         vocab=vocab,
     )  # fmt: skip
 

@@ -110,6 +110,8 @@ def test_what_a_row_does_not_say_is_assumed_and_spanned(tmp_path: Path) -> None:
         (HEAD.strip() + ",colour\n" + WAN.strip() + ",red\n", "unknown column 'colour'"),
         (HEAD + WAN.replace("h100", "h900"), r"row 1 \('a'\): hardware='h900'"),
         (HEAD + WAN.replace("18.98", "fast"), "figure='fast': must be a number"),
+        (HEAD + WAN.replace("37440", ""), "tokens='': is required"),
+        (HEAD + WAN.replace(",40,37440", ",39,37440"), "heads=39: must divide"),
         (HEAD + WAN.replace("18.98", "nan"), "figure='nan'"),
         (HEAD + WAN.replace("seconds", "furlongs"), "unit='furlongs'"),
         (HEAD + WAN.replace(",128,", ",100,"), "gpus=100"),
