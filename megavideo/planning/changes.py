@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -199,4 +200,4 @@ def _changed(config: TrainRun, values: dict[str, object]) -> TrainRun | None:
 
 def _general(rule: str) -> str:
     """A rule without the numbers of one candidate, so that those of many are counted together."""
-    return " ".join("N" if any(c.isdigit() for c in word) else word for word in rule.split())
+    return re.sub(r"\d+(?!d\b)", "N", rule)

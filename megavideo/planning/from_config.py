@@ -22,6 +22,7 @@ from megavideo.planning.workload import Scheme, Shape
 _SPACE, _TIME = 8, 4  # pixels and frames to a latent cell, of Wan's autoencoder and most others
 # what an FP8 product gains over bf16, of NVIDIA's linear layers on an H200
 _FP8_GAIN = {"none": 1.0, "current": 1.58, "delayed": 1.69, "block": 1.40, "mxfp8": 1.58}
+_GELU_SHARE = 0.005  # of a forward pass: a kernel bound by memory
 _AUTO = {"a100": "fa2", "h100": "fa3", "h200": "fa3", "b200": "fa4", "gb200": "fa4", "gb300": "fa4"}
 
 
@@ -86,6 +87,8 @@ def stage_work(config: TrainRun, plan: PlanRun) -> StageWork:
         )
     if plan.cluster.nic_gbit is None:
         assumed.append(f"{cluster.chip.nic * 8 / 1e9:g} Gbit/s from each GPU to other nodes")
+    if config.lora.rank is not None:
+        assumed.append("activations of training with adapters are at most those of whole training")
     if not cluster.chip.calibrated:
         assumed.append(f"speeds of {cluster.chip.label} are scaled, and calibrated by no measured step")
     scheme = Scheme(
@@ -120,7 +123,7 @@ def recompute_share(config: TrainRun, clip: int, text: int) -> float:
         "self_attention": 2 * s * (3 + last) * d * d + 4 * s * s * d,
         "cross_attention": 2 * s * (1 + last) * d * d + 4 * d * d * t + 4 * s * t * d,
         "ffn": 2 * s * (1 + last) * d * f,
-        "gelu": 0.0,
+        "gelu": _GELU_SHARE * whole,
     }
     return chosen * sum(parts[name] for name in recompute.parts) / whole
 
