@@ -147,7 +147,10 @@ def _padded(total: int, ranks: int) -> int:
 
 
 def _accumulators(groups: Sequence[_Group], parts: Sequence[int], layout: Layout, element: int, data_rank: int) -> int:
-    """Stage 1 keeps whole gradients in fp32, stage 2 in bf16 runs the rank's part, in fp32 ones whole parameters."""
+    """Stage 1 keeps whole gradients in fp32, stage 2 in bf16 runs the rank's part, in fp32 ones whole parameters.
+
+    The last are kept between the micro-steps of a step that has several.
+    """
     if layout.zero == 1:
         return FP32 * sum(group.total for group in groups)
     if element == BF16:
