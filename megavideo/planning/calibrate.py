@@ -18,8 +18,6 @@ NOISE = 0.05  # of a row: what an unchanged configuration moves between releases
 _SPREAD = {"products": 0.05, "attention": 0.06, "elements": 0.25, "exposed": 0.4}  # of the priors, in logarithms
 _BOUNDS = {"products": (0.3, 1.0), "attention": (0.3, 1.1), "elements": (0.5, 6.0), "exposed": (0.02, 1.0)}
 _CONSTANT_MFU = 0.43
-# what `fit` finds on the published rows, to which a test holds it
-PUBLISHED_CONSTANTS = Constants(products=0.723, attention=0.852, elements=1.56, exposed=0.176)
 _ROUNDS = 30
 
 

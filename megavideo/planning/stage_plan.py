@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from megavideo.config.curriculum import Stage
 from megavideo.config.schema.plan import PlanRun, SpeedsConfig
-from megavideo.planning.calibrate import PUBLISHED_CONSTANTS
 from megavideo.planning.communication import layer_bytes, pipeline_bytes, zero_bytes
 from megavideo.planning.flops import BlockShape, train_flops
 from megavideo.planning.from_config import StageWork, stage_work
 from megavideo.planning.memory import MemoryPlan, memory_plan
-from megavideo.planning.step_time import Constants, StepTime, step_time
+from megavideo.planning.step_time import PUBLISHED_CONSTANTS, Constants, StepTime, step_time
+
+if TYPE_CHECKING:
+    from megavideo.config.curriculum import Stage
 
 BF16, FP32 = 2, 4
 _STATES = 4  # saved of each parameter in float32: weight, two moments, average

@@ -9,7 +9,6 @@ import pytest
 
 from megavideo.errors import DataError
 from megavideo.planning.calibrate import (
-    PUBLISHED_CONSTANTS,
     Fit,
     calibrate,
     fit,
@@ -19,6 +18,7 @@ from megavideo.planning.calibrate import (
     summary,
 )
 from megavideo.planning.measured import PUBLISHED, Row, read_rows
+from megavideo.planning.step_time import PUBLISHED_CONSTANTS
 
 HEAD = "name,family,hardware,gpus,layout,layers,width,ffn,heads,tokens,figure,unit\n"
 WAN = "a,dit,h100,128,tp2-sp-cp4-ring-zero1,40,5120,13824,40,37440,18.98,seconds\n"
