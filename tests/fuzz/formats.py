@@ -40,8 +40,8 @@ from megavideo.encoders.folder import load_encoders
 from megavideo.observe.report.record import changes_since
 from megavideo.observe.report.record import read_record as read_run
 from megavideo.observe.status import read_status
-from megavideo.scaling.table import read_table
 from megavideo.planning.measured import PUBLISHED, read_rows
+from megavideo.scaling.table import read_table
 from megavideo.train.position import read_position
 from tests.checkpoint.test_reshard import save_tp
 from tests.data.clip_files import moving_square, write_clip
