@@ -24,9 +24,16 @@ class CsvTable:
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
 
+    def mappings(self) -> list[dict[str, str]]:
+        """Rows by the names of their columns, values without blanks around them."""
+        return [dict(zip(self.columns, (value.strip() for value in row), strict=True)) for row in self.rows]
+
 
 def parse_csv(text: bytes) -> CsvTable:
-    """The table of a UTF-8 text; blank lines are passed over. Raises Refused with the reason, and the line."""
+    """The table of a UTF-8 text, without blank lines and those that begin with `#`.
+
+    Raises Refused with the reason, and the line.
+    """
     try:
         source = io.StringIO(text.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
@@ -37,7 +44,7 @@ def parse_csv(text: bytes) -> CsvTable:
     lines: list[int] = []
     try:
         for row in reader:
-            if not row:
+            if not row or row[0].startswith("#"):
                 continue
             if columns is None:
                 columns = _names(row)

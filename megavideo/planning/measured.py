@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from megavideo.border.files import read_file
+from megavideo.border.csv_text import read_csv
 from megavideo.border.names import shown
 from megavideo.border.refused import Refused
-from megavideo.border.table_text import parse_table
 from megavideo.config.layout import Layout, parse_layout, ulysses_degree
 from megavideo.errors import ConfigError, DataError
 from megavideo.planning.chips import chip_names, chip_of
@@ -83,7 +82,7 @@ class Row:
 def read_rows(path: Path) -> tuple[Row, ...]:
     """All rows of a table. Raises DataError naming the file, the row and the column of what is wrong."""
     try:
-        cells = parse_table(read_file(path))
+        cells = read_csv(path).mappings()
     except (OSError, Refused) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(

@@ -116,7 +116,7 @@ def test_what_a_row_does_not_say_is_assumed_and_spanned(tmp_path: Path) -> None:
         (HEAD + WAN.replace("seconds", "furlongs"), "unit='furlongs'"),
         (HEAD + WAN.replace(",128,", ",100,"), "gpus=100"),
         (HEAD + WAN.replace("tp2-sp-cp4-ring-zero1", "tp2-spp"), "layout='tp2-spp'"),
-        (HEAD + WAN.strip() + ",3\n", "row 1 has 13 values"),
+        (HEAD + WAN.strip() + ",3\n", "line 2 has 13 values"),
     ],
 )
 def test_a_table_that_says_something_else_is_refused_with_its_place(tmp_path: Path, text: str, told: str) -> None:
