@@ -19,11 +19,11 @@ NAMES = (
     "dataset dataset.json", "dataset index_v1.json", "dataset manifest_v1.jsonl", "dataset null_text.safetensors",
     "dataset shard", "encoders bytes_text.json", "encoders encoders.json", "encoders pca.json",
     "encoders pca.safetensors", "encode encode.json", "encode plan", "encode unit", "list clips.jsonl",
-    "list ingest.json", "captions.jsonl", "sidecar", "part", "answers", "points.csv", "checkpoint as written",
-    "checkpoint manifest", "checkpoint fragments", "run metrics.jsonl", "run stages.jsonl", "run faults.jsonl",
-    "run validation.jsonl", "run config.yaml", "settings", "run code_version.json", "curriculum", "media .mp4",
-    "media .mkv", "media .webm", "media .avi", "media .ts", "media .mov", "media .png", "media .jpg", "media .bmp",
-    "media .tiff", "media .gif", "media .webp",
+    "list ingest.json", "captions.jsonl", "sidecar", "part", "answers", "points.csv", "measured steps",
+    "checkpoint as written", "checkpoint manifest", "checkpoint fragments", "run metrics.jsonl", "run stages.jsonl",
+    "run faults.jsonl", "run validation.jsonl", "run config.yaml", "settings", "run code_version.json", "curriculum",
+    "media .mp4", "media .mkv", "media .webm", "media .avi", "media .ts", "media .mov", "media .png", "media .jpg",
+    "media .bmp", "media .tiff", "media .gif", "media .webp",
 )  # fmt: skip
 FEW, MANY = 15, int(os.environ.get("MEGAVIDEO_FUZZ", "100000"))
 

@@ -179,5 +179,5 @@ class Feed:
         pack = assemble(segments, samples, config.model.patch, self._limits)
         keys = [SampleKey(config.train.seed, s.sample_id, s.visit) for s in segments]
         pack = tell_given(pack, segments, samples, keys, config.diffusion, config.model)
-        batch = noise_pack(pack, segments, config.diffusion, self._objective, config.train.seed, windows)
+        batch = noise_pack(pack, segments, config.diffusion, self._objective, config.train.seed, windows=windows)
         return batch if self._stage is None else self._stage(batch)
