@@ -5,11 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megavideo.border.files import check_file
+from megavideo.border.files import GB, check_file, open_file
+from megavideo.border.json_text import parse_json
 from megavideo.border.refused import Refused
+
+_LENGTH_BYTES = 8  # of the header, little endian, at the begin of a file
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A tensor's type as safetensors writes it (`F32`), its shape, and its bytes [begin, end) in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 def open_tensors(path: Path, framework: str = "pt") -> Any:
@@ -25,6 +39,28 @@ def open_tensors(path: Path, framework: str = "pt") -> Any:
         return safe_open(os.fspath(path), framework=framework)
     except SafetensorError as error:
         raise Refused(f"no safetensors file: {error}") from error
+
+
+def tensor_places(path: Path) -> dict[str, TensorPlace]:
+    """Where the tensors lie in a file whose header `open_tensors` has checked; raises as it does."""
+    with open_tensors(path), open_file(path) as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if length > GB:
+            raise Refused(f"its header is said to have {length} bytes")
+        rows = parse_json(file.read(length), dict[str, _Row | dict[str, str]])
+    first = _LENGTH_BYTES + length
+    return {
+        key: TensorPlace(row.dtype, row.shape, *(first + offset for offset in row.data_offsets))
+        for key, row in rows.items()
+        if isinstance(row, _Row)
+    }
+
+
+@dataclass(frozen=True)
+class _Row:
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 @contextmanager

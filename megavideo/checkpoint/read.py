@@ -79,15 +79,17 @@ class CheckpointReader(WeightReader):
         """As the manifest tells."""
         return self.manifest.base
 
-    def unmap(self) -> None:
-        """Give up the files that are open, and with them what the system holds of them in this process's memory."""
-        self._handles.clear()
-
     def _read(self, state: str, name: str, shard: Shard, start: int, numel: int) -> torch.Tensor:
         try:
             out = torch.empty(numel)
         except RuntimeError as error:  # more than the machine has: what the manifest tells is no model of ours
             raise DamagedError(f"{self.folder}: {shown(name)} of {numel} elements does not fit into memory") from error
+        self._gather(state, name, shard, start, out)
+        return out
+
+    def _gather(self, state: str, name: str, shard: Shard, start: int, out: torch.Tensor) -> None:
+        """Fill `out` as `_read` gives it, from all fragments that hold a part of it."""
+        numel = out.numel()
         saved, shard = self._saved.get((state, name), {}), _plain(shard)
         covered = self._copy(saved[shard], start, out) if shard in saved else 0
         if covered < numel and saved.keys() - {shard}:
@@ -98,7 +100,6 @@ class CheckpointReader(WeightReader):
                 f"elements; states saved: {', '.join(sorted(self.manifest.states))}). Remedy: use another checkpoint, "
                 "or weights=raw where the average was not kept"
             )
-        return out
 
     def value(self, state: str, name: str, shape: Sequence[int]) -> torch.Tensor:
         """One state of one parameter in its full `shape`, float32.
@@ -139,7 +140,7 @@ class CheckpointReader(WeightReader):
         for file, entry in pieces.over(start, stop):
             begin, end = max(at, entry.start), min(stop, entry.start + entry.numel)
             if begin < end:  # else a copy of what another rank saved
-                out[begin - start : end - start] = self._slice(file, entry, begin, end)
+                self._put(file, entry, begin, out[begin - start : end - start])
                 covered, at = covered + end - begin, end
         return covered
 
@@ -186,9 +187,13 @@ class CheckpointReader(WeightReader):
                     continue
                 begin, end = int(local[first]), int(local[last - 1]) + 1
                 part = self._slice(file, entry, begin * unit, end * unit).view(-1, unit)
-                values[held[first:last]] = part[local[first:last] - begin]
+                values[held[first:last]] = part[local[first:last] - begin].float()
                 found[held[first:last]] = True
         return values, found
+
+    def _put(self, file: str, entry: FragmentEntry, begin: int, out: torch.Tensor) -> None:
+        """Fill `out` from one fragment, from element `begin` of the shard on."""
+        out.copy_(self._slice(file, entry, begin, begin + out.numel()))
 
     def _slice(self, file: str, entry: FragmentEntry, begin: int, end: int) -> torch.Tensor:
         """Elements [begin, end) of the shard, from one fragment: a view of the mapped file."""
@@ -202,16 +207,21 @@ class CheckpointReader(WeightReader):
         return part
 
     def _verify(self, file: str) -> None:
-        path, expected = self.folder / file, self._digests[file]
+        path = self.folder / file
         try:
             actual = file_digest(path)
         except (OSError, Refused) as error:
             reason = f"cannot be read ({getattr(error, 'strerror', error)}). Remedy: use another checkpoint"
             raise DamagedError(f"{path}: {reason}") from error
+        self._compare(file, actual)
+
+    def _compare(self, file: str, actual: str) -> None:
+        """Raise DamagedError where the hash of a file is not that of the manifest."""
+        expected = self._digests[file]
         if actual != expected:
             raise DamagedError(
-                f"{path}: damaged: its xxh64 is {actual}, the manifest says {expected}. Remedy: use another "
-                "checkpoint; a run goes on from the one before it by itself"
+                f"{self.folder / file}: damaged: its xxh64 is {actual}, the manifest says {expected}. Remedy: use "
+                "another checkpoint; a run goes on from the one before it by itself"
             )
 
     def _opened(self, file: str) -> Any:

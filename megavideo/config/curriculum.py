@@ -24,7 +24,7 @@ GROUP = "curriculum"
 STAGES = "stages"
 # what a stage may say besides settings: a word on its aim, and its global batch in tokens
 ABOUT, BATCH = "about", "batch_tokens"
-_OF_THE_WHOLE = ("name", "output", "model", "stage", STAGES, "init_from", "lora")
+_OF_THE_WHOLE = ("name", "output", "model", "stage", STAGES, "init_from", "init_expert", "lora")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from megavideo.config.schema.export import ExportRun
 from megavideo.config.schema.sample import SampleRun
 from megavideo.encoders.pretrained import compute_device
 from megavideo.errors import DataError, MegavideoError
-from megavideo.generate.experts import check_whole
 from megavideo.generate.loaded_run import load_run
 from megavideo.generate.run import sample_videos
+from megavideo.interop.experts import check_whole
 from megavideo.interop.export.quantised import VideoDifference
 from megavideo.interop.export.quantised_page import page_text
 from megavideo.interop.export.run import ExportReport
@@ -58,7 +58,7 @@ def sample_both(cfg: ExportRun, checkpoint: Path) -> tuple[np.ndarray, np.ndarra
     Raises MegavideoErrors where the run has no encoders, or cannot be sampled alone.
     """
     run = load_run(checkpoint, weights=cfg.weights, dtype=torch.float32, device=compute_device())
-    check_whole(run)
+    check_whole(run.config)
     size = cfg.compare
     settings = SampleRun(ckpt=cfg.ckpt, out=cfg.out, weights=cfg.weights, steps=size.steps, frames=size.frames,
                          height=size.height, width=size.width)  # fmt: skip

@@ -23,7 +23,6 @@ from megavideo.encoders.encode.half import as_stored
 from megavideo.encoders.pretrained import compute_device
 from megavideo.errors import ConfigError, NumericsError
 from megavideo.generate.expand import SampledPrompt, expand_prompts
-from megavideo.generate.experts import check_pair, check_whole
 from megavideo.generate.given import GivenReader, files_for_all, read_given
 from megavideo.generate.loaded_run import LoadedRun, load_run
 from megavideo.generate.rates import played_fps, told_fps
@@ -31,6 +30,7 @@ from megavideo.generate.sampler import GivenChannels, GivenTokens, Guidance, Pre
 from megavideo.generate.schedulers import build_scheduler
 from megavideo.generate.sizes import covering_latent
 from megavideo.generate.videos import SHEET_ROWS, sheet_frames, to_pixels, write_sheet
+from megavideo.interop.experts import check_pair, check_whole
 from megavideo.parallel.processes.distributed import check_precision
 from megavideo.types import Grid
 
@@ -112,7 +112,7 @@ def _opened(cfg: SampleRun, dtype: torch.dtype, device: torch.device) -> LoadedR
 
     run = opened(cfg.ckpt)
     if cfg.low_ckpt is None or cfg.boundary is None:
-        check_whole(run)
+        check_whole(run.config)
         return run
     low = opened(cfg.low_ckpt)
     check_pair(run, low, cfg.boundary)

@@ -25,8 +25,8 @@ from megavideo.config.schema.import_ import ImportRun
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.train import TrainRun
 from megavideo.encoders.folder import PipelineEncoders
-from megavideo.errors import CheckpointError
-from megavideo.interop.source import Source
+from megavideo.errors import CheckpointError, ConfigError
+from megavideo.interop.source import MODEL_INDEX, Source, expert_levels
 from megavideo.interop.wan_reader import WanReader
 from megavideo.observe.run_folder import create_run_folder
 from megavideo.observe.whole_file import making_folder, write_file
@@ -69,7 +69,8 @@ def import_weights(cfg: ImportRun) -> ImportReport:
         raise CheckpointError(f"{out}: is there already. Remedy: give another folder as out=")
     reader = WanReader.at(Path(cfg.src), cfg.expert, cfg.heads)
     shift = _shift(reader.source)
-    config = _run_config(out, cfg.src, reader.model, shift)
+    boundary = _boundary(cfg, reader.source)
+    config = _run_config(cfg, reader, shift, boundary)
     reader.check()
     encoders = None if reader.source.pipeline is None else PipelineEncoders.at(reader.source.pipeline)
     if encoders is not None:
@@ -88,7 +89,7 @@ def import_weights(cfg: ImportRun) -> ImportReport:
         raise CheckpointError(
             f"{out}: cannot be written ({error.strerror}). Remedy: make room, or correct the path and its rights"
         ) from error
-    return _report(cfg, reader, encoders, shift, size_bytes)
+    return _report(cfg, reader, encoders, (shift, boundary), size_bytes)
 
 
 def _parts(reader: WanReader) -> Iterator[list[Fragment]]:
@@ -105,18 +106,40 @@ def _parts(reader: WanReader) -> Iterator[list[Fragment]]:
             part, num_bytes = [], 0
 
 
-def _run_config(out: Path, src: str, model: ModelConfig, shift: float | None) -> TrainRun:
+def _boundary(cfg: ImportRun, source: Source) -> float | None:
+    """The noise level at which two transformers meet; of one that stands alone what its pipeline says.
+
+    Raises ConfigError where neither the folder nor the settings tell it, or both tell another.
+    """
+    said = source.boundary_ratio
+    if source.expert is None:
+        if cfg.boundary is not None:
+            raise ConfigError("boundary", cfg.boundary, f"has no effect: {cfg.src} is one transformer", "leave it out")
+        return said
+    if said is None and cfg.boundary is None:
+        rule = f"{cfg.src} holds two transformers, and nothing in it says at which noise level the one takes over"
+        remedy = "add boundary=0.875 for Wan 2.2's text to video and boundary=0.9 for its image to video"
+        raise ConfigError("boundary", None, rule, remedy)
+    if None not in (said, cfg.boundary) and said != cfg.boundary:
+        raise ConfigError("boundary", cfg.boundary, f"{MODEL_INDEX} says {said}", "leave it out")
+    return said or cfg.boundary
+
+
+def _run_config(cfg: ImportRun, reader: WanReader, shift: float | None, boundary: float | None) -> TrainRun:
     """Settings of a run that trains on; ConfigError where such a model cannot be run."""
-    place = out.absolute()
+    place, model, expert = Path(cfg.out).absolute(), reader.model, reader.source.expert
     preset = load(TrainRun, "train", [f"run={PRESET}", "init_from=given", "data.uri=none"])
     diffusion = preset.diffusion
     if model.given_channels:  # Wan's models of images to videos are told the first frame there, each time
         diffusion = replace(diffusion, conditions=ConditionConfig(text=0.0, image_to_video=1.0))
+    if expert is not None and boundary is not None:
+        diffusion = replace(diffusion, sigma_range=expert_levels(expert, boundary))
     config = replace(
         preset,
         name=place.name,
         output=str(place.parent),
-        init_from=str(Path(src).absolute()),
+        init_expert=expert,
+        init_from=str(Path(cfg.src).absolute()),
         model=model,
         diffusion=diffusion if shift is None else replace(diffusion, shift=shift),
     )
@@ -159,9 +182,13 @@ def _check_encoders(encoders: PipelineEncoders, model: ModelConfig, source: Sour
 
 
 def _report(
-    cfg: ImportRun, reader: WanReader, encoders: PipelineEncoders | None, shift: float | None, size_bytes: int
+    cfg: ImportRun,
+    reader: WanReader,
+    encoders: PipelineEncoders | None,
+    levels: tuple[float | None, float | None],
+    size_bytes: int,
 ) -> ImportReport:
-    source, model = reader.source, reader.model
+    source, model, (shift, boundary) = reader.source, reader.model, levels
     notes = []
     if source.config is None and cfg.heads is None:
         notes.append(f"no config.json: {model.heads} heads, one for each 128 of the width, as every Wan has")
@@ -171,10 +198,13 @@ def _report(
         notes.append("sample it with weights=raw: there is no average before training")
     if source.expert is not None:
         other = "low" if source.expert == "high" else "high"
-        notes.append(f"one of two experts: import the other with expert={other} and another out=")
+        notes.append(
+            f"one of two experts: import the other with expert={other} and another out=, and sample with the high one "
+            f"as ckpt=, the low one as low_ckpt= and boundary={boundary}"
+        )
     return ImportReport(
         cfg.out, str(source.place), reader.dialect, source.expert, asdict(model),
         sum(torch.Size(shape).numel() for shape in reader.shapes.values()), size_bytes, shift,
-        source.boundary_ratio, source.expand_timesteps, "none" if encoders is None else "wan, transformers",
+        boundary, source.expand_timesteps, "none" if encoders is None else "wan, transformers",
         tuple(notes),
     )  # fmt: skip

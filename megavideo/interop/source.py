@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from megavideo.border.json_text import read_json
 from megavideo.border.names import plain_name, shown
@@ -57,39 +59,45 @@ class _Index:
 
 @dataclass(frozen=True)
 class _Pipeline:
-    boundary_ratio: float | None = None
+    boundary_ratio: Annotated[float, Interval(gt=0.0, lt=1.0)] | None = None
     expand_timesteps: bool = False
 
 
-def find_source(place: Path, expert: Expert | None = None) -> Source:
+def expert_levels(expert: Expert, boundary: float) -> tuple[float, float]:
+    """The noise levels, least and most, of one of two transformers that meet at `boundary`."""
+    return (boundary, 1.0) if expert == "high" else (0.0, boundary)
+
+
+def find_source(place: Path, expert: Expert | None = None, setting: str = "expert") -> Source:
     """The weights in a file or folder; `expert` tells which, where there are those of two.
 
-    Raises CheckpointError where nothing that is known is there, ConfigError where `expert` is missing or has no effect.
+    Raises CheckpointError where nothing that is known is there, ConfigError where `expert`, which is called `setting`,
+    is missing or has no effect.
     """
     if place.is_file():
         _check_suffix(place)
-        _check_one(place, expert)
+        _check_one(place, expert, setting)
         return Source(place, (place,), {})
     if not place.is_dir():
         raise CheckpointError(f"{place}: no such file or folder. Remedy: give a local one; nothing is downloaded")
     pipeline = place if (place / MODEL_INDEX).exists() else None
     facts = _read_pipeline(place) if pipeline else _Pipeline()
-    folder = _transformer(place, expert)
+    folder = _transformer(place, expert, setting)
     config = _read_config(folder)
     files, placed = _files(folder)
     return Source(folder, files, placed, config, pipeline, expert, facts.boundary_ratio, facts.expand_timesteps)
 
 
-def _transformer(place: Path, expert: Expert | None) -> Path:
+def _transformer(place: Path, expert: Expert | None, setting: str) -> Path:
     """The folder with the weights under `place`, or itself."""
     names = _experts(place)
     if names is not None:
         if expert is None:
             high, low = names["high"], names["low"]
             rule = f"{place} holds two transformers, {high} for high noise and {low} for low: one is read at a time"
-            raise ConfigError("expert", None, rule, f"add expert=high or expert=low to import, or name {place / high}")
+            raise ConfigError(setting, None, rule, f"add {setting}=high or {setting}=low, or name {place / high}")
         return place / names[expert]
-    _check_one(place, expert)
+    _check_one(place, expert, setting)
     inner = place / "transformer"
     return inner if inner.is_dir() else place
 
@@ -98,9 +106,9 @@ def _experts(place: Path) -> dict[Expert, str] | None:
     return next((names for names in _EXPERTS if all((place / name).is_dir() for name in names.values())), None)
 
 
-def _check_one(place: Path, expert: Expert | None) -> None:
+def _check_one(place: Path, expert: Expert | None, setting: str) -> None:
     if expert is not None:
-        raise ConfigError("expert", expert, f"has no effect: {place} holds one transformer", "leave it out")
+        raise ConfigError(setting, expert, f"has no effect: {place} holds one transformer", "leave it out")
 
 
 def _read_pipeline(folder: Path) -> _Pipeline:

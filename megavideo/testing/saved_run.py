@@ -62,12 +62,12 @@ def fragments_of(weights: DiT, average: DiT) -> list[Fragment]:
     ]
 
 
-def write_run(config: TrainRun, *, step: int = 5) -> Path:
+def write_run(config: TrainRun, *, step: int = 5, seed: int = 0) -> Path:
     """Write the folder of a run of these settings with one checkpoint."""
     folder = create_run_folder(Path(config.output) / config.name, to_yaml(config), ["test"])
     save_encoders(folder.encoders, small_autoencoder(), BytesTextEncoder(TEXT_DIM, 16))
     (folder.root / "sampling.json").write_text('{"fps": 8.0}')
-    weights, average = random_model(config.model, 0), random_model(config.model, 1)
+    weights, average = random_model(config.model, seed), random_model(config.model, seed + 1)
     with alone():
         header = Header(step, config.layout, to_yaml(config))
         write_checkpoint(folder.checkpoints, header, fragments_of(weights, average), keep=2)

@@ -160,7 +160,7 @@ class _Run:
         )
         source = config.init_from
         if manifest is None and source is not None and at_most is None:
-            given = restore_weights(lambda: open_start_weights(source, config.model), parts.engine)
+            given = restore_weights(lambda: open_start_weights(source, config), parts.engine)
             check_base(base, given.base, source)
         if manifest is None:
             return 0, None

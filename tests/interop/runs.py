@@ -30,10 +30,10 @@ WAN = {
 }
 
 
-def wan_run(folder: Path, **settings: Any) -> TrainRun:
+def wan_run(folder: Path, seed: int = 0, **settings: Any) -> TrainRun:
     """The settings of a run in `folder`, called `run`, with one checkpoint."""
     config = micro_config(name="run", output=folder, optim__ema_decay=0.9, **{**WAN, **settings})
-    write_run(config)
+    write_run(config, seed=seed)
     return config
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +67,23 @@ def test_every_format_holds_the_weights_to_the_bit(
     assert bool(report["notes"]) == (dialect == "wan")  # from_single_file needs config=
     assert len(list(out.glob("*-of-00004.safetensors"))) == (4 if sharded else 0)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_checkpoint_is_read_once(
+    dtype: str, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No byte is read twice, though wider numbers come first in a file."""
+    counts, read = [], os.preadv
+
+    def counted(*given: Any) -> int:
+        counts.append(read(*given))
+        return counts[-1]
+
+    monkeypatch.setattr("megavideo.checkpoint.hashed_file.os.preadv", counted)
+    words = [f"ckpt={run}", f"out={tmp_path / 'out'}", "format=transformer", "verify=false", f"dtype={dtype}"]
+    export(words, capfd)
+    assert sum(counts) == read_manifest(find_checkpoint(run)).size_bytes
 
 
 def micro_model(run: Path) -> ModelConfig:

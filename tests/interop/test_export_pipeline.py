@@ -53,10 +53,10 @@ def our_noise(channels: int) -> torch.Tensor:
     return unpatchify(tokens, grid, (1, 2, 2))[None]
 
 
-def generated(pipe: Any, **given: Any) -> np.ndarray:
+def generated(pipe: Any, guidance: float = GUIDANCE, **given: Any) -> np.ndarray:
     """The same of diffusers' pipeline, in 0..255."""
     pipe.set_progress_bar_config(disable=True)
-    made = pipe(height=HEIGHT, width=WIDTH, num_frames=FRAMES, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+    made = pipe(height=HEIGHT, width=WIDTH, num_frames=FRAMES, num_inference_steps=STEPS, guidance_scale=guidance,
                 output_type="np", **given)  # fmt: skip
     video: np.ndarray = made.frames[0] * 255.0
     return video

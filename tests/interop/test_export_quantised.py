@@ -124,6 +124,19 @@ def test_what_config_json_says(scheme: str, run: Path, tmp_path: Path, capfd: py
     assert quantised | set(told["ignore"]) == linear and not quantised & set(told["ignore"])
 
 
+@dataclass(frozen=True)
+class Held:
+    """Weights in memory."""
+
+    values: dict[str, torch.Tensor]
+
+    def value(self, name: str) -> torch.Tensor:
+        return self.values[name]
+
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
+        out.copy_(self.values[name].flatten()[start : start + len(out)])
+
+
 def test_scales_are_aligned_behind_odd_matrices(tmp_path: Path) -> None:
     """As in files of the safetensors library, every tensor begins at a multiple of its numbers' width."""
     names = [f"blocks.{number}.ffn.up.weight" for number in range(3)]
@@ -132,7 +145,7 @@ def test_scales_are_aligned_behind_odd_matrices(tmp_path: Path) -> None:
     config = micro_config(data__uri="none").model
     quantiser = Quantiser(SCHEMES["int8"], torch.float32)
     (groups,) = plan_files(rules, config, dict.fromkeys(names, (3, 5)), torch.float32, math.inf, quantiser.group)
-    size = write_tensor_file(tmp_path / "a.safetensors", groups, config, values.__getitem__, lambda count: None)
+    size = write_tensor_file(tmp_path / "a.safetensors", groups, config, Held(values), lambda count: None)
     assert size == (tmp_path / "a.safetensors").stat().st_size
     content = (tmp_path / "a.safetensors").read_bytes()
     rows = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

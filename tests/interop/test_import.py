@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
+from megavideo.config.dump import read_config
 from megavideo.config.schema.import_ import ImportRun
 from megavideo.config.schema.model import ModelConfig
+from megavideo.config.schema.train import TrainRun
 from megavideo.interop.dialects import derive_model, detect_dialect
 from megavideo.interop.import_run import import_weights
 from megavideo.interop.names import DIALECTS, tensor_rules
@@ -94,8 +96,10 @@ def test_one_of_two_experts(tmp_path: Path, names: tuple[str, str], expert: str)
     for seed, name in enumerate(names):
         tensors = to_wan(random_state(SMALL, seed), SMALL)
         save(tmp_path / "pair" / name / "diffusion_pytorch_model.safetensors", tensors)
-    reader = imported(tmp_path / "pair", tmp_path, expert=expert, heads=2)
+    reader = imported(tmp_path / "pair", tmp_path, expert=expert, heads=2, boundary=0.875)
     holds(reader, random_state(SMALL, 0 if expert == "high" else 1))
+    levels = read_config(TrainRun, tmp_path / "out" / "config.yaml").diffusion.sigma_range
+    assert levels == ((0.875, 1.0) if expert == "high" else (0.0, 0.875))
 
 
 def test_weights_keep_their_type(tmp_path: Path) -> None:

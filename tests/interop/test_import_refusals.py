@@ -194,7 +194,12 @@ def test_one_message_and_nothing_written(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "field"),
-    [({}, "heads"), ({"heads": 7}, "heads"), ({"heads": 2, "expert": "low"}, "expert")],
+    [
+        ({}, "heads"),
+        ({"heads": 7}, "heads"),
+        ({"heads": 2, "expert": "low"}, "expert"),
+        ({"heads": 2, "boundary": 0.5}, "boundary=0.5: has no effect"),
+    ],
 )
 def test_settings_that_are_missing_or_without_effect(tmp_path: Path, settings: dict[str, object], field: str) -> None:
     src = save(tmp_path / "wan.safetensors", original())
@@ -207,6 +212,9 @@ def test_a_pair_asks_for_the_expert(tmp_path: Path) -> None:
         save(tmp_path / name / "model.safetensors", to_wan(random_state(SMALL), SMALL))
     with pytest.raises(MegavideoError, match=r"^expert: .*one is read at a time.*expert=high or expert=low"):
         import_weights(ImportRun(src=str(tmp_path), out=str(tmp_path / "out"), heads=2))
+    with pytest.raises(MegavideoError, match=r"^boundary: .*boundary=0\.875 for Wan 2\.2's text to video"):
+        import_weights(ImportRun(src=str(tmp_path), out=str(tmp_path / "out"), heads=2, expert="high"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_heads_of_config_json_are_not_overridden(tmp_path: Path) -> None:

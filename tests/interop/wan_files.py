@@ -35,8 +35,10 @@ def transformer(config: ModelConfig = SMALL, seed: int = 0, **changes: Any) -> A
     return model.eval()
 
 
-def save_pipeline(folder: Path, config: ModelConfig = SMALL, kind: type = WanPipeline) -> Any:
-    """Save a whole pipeline; what it is made of."""
+def save_pipeline(
+    folder: Path, config: ModelConfig = SMALL, kind: type = WanPipeline, boundary: float | None = None
+) -> Any:
+    """Save a whole pipeline, of two transformers where a `boundary` is given; what it is made of."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     text = make_text(folder / "made_text")
@@ -49,6 +51,8 @@ def save_pipeline(folder: Path, config: ModelConfig = SMALL, kind: type = WanPip
         vae=AutoencoderKLWan.from_pretrained(video),
         transformer=transformer(config),
         scheduler=UniPCMultistepScheduler(**SCHEDULER),
+        transformer_2=None if boundary is None else transformer(config, seed=1),
+        boundary_ratio=boundary,
     )
     pipeline.save_pretrained(folder / "pipeline")
     return pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ def _run(cfg: ExportRun, texts: Texts) -> Any:
     from megavideo.interop.export.run import export
 
     claim = Claim("export", "out= another place", is_file=True)  # its sign lies beside what will be renamed to it
-    with owning(Path(cfg.out), claim), brought_here(cfg.ckpt) as folder:
-        report = export(cfg, folder)
+    with owning(Path(cfg.out), claim), ExitStack() as stack:
+        places = [cfg.ckpt] if cfg.low_ckpt is None else [cfg.ckpt, cfg.low_ckpt]
+        folders = [stack.enter_context(brought_here(place)) for place in places]
+        report = export(cfg, *folders)
         if report.quantization is None:
             return report
         from megavideo.generate.quantised import compared
 
-        return compared(report, cfg, folder)
+        return compared(report, cfg, folders[0])
 
 
 def _describe(report: Any) -> str:
@@ -50,6 +53,7 @@ VERB = Verb(
     failed=lambda report: report.verify is not None and not report.verify.passed,
     examples=(
         "megavideo export ckpt=runs/small out=small_wan parts.text_encoder=link",
+        "megavideo export ckpt=runs/high low_ckpt=runs/low boundary=0.875 out=pair",
         "megavideo export ckpt=s3://BUCKET/PREFIX/small out=small.safetensors format=single dtype=bf16",
         "megavideo export ckpt=runs/small out=small_fp8 format=transformer dtype=bf16 quantization=fp8",
     ),

@@ -41,6 +41,24 @@ def only_pipelines_have_parts(cfg: ExportRun) -> None:
             raise ConfigError(f"parts.{name}", how, f"has no effect with format={cfg.format}", remedy)
 
 
+def experts_are_of_a_pipeline(cfg: ExportRun) -> None:
+    """Two experts have a boundary between them, and only a pipeline holds both."""
+    if cfg.low_ckpt is None:
+        if cfg.boundary is not None:
+            rule = "has no effect without low_ckpt"
+            raise ConfigError("boundary", cfg.boundary, rule, "add low_ckpt=RUN, or drop it")
+        return
+    if cfg.format != "pipeline":
+        rule = f"format={cfg.format} holds one transformer"
+        raise ConfigError("low_ckpt", cfg.low_ckpt, rule, "take format=pipeline, or export each expert by itself")
+    if cfg.boundary is None:
+        remedy = "add boundary=0.875, or where the experts' ranges meet"
+        raise ConfigError("boundary", None, "low_ckpt needs it", remedy)
+    if cfg.quantization != "none":
+        rule = "the report on what is lost is of one network"
+        raise ConfigError("quantization", cfg.quantization, rule, "export each expert by itself, format=transformer")
+
+
 def formats_with_scales(cfg: ExportRun) -> None:
     """What reads a folder in the original names, the original code, knows no scales."""
     if cfg.quantization != "none" and cfg.format == "wan":
@@ -64,6 +82,7 @@ EXPORT_RULES = (
     out_fits_the_format,
     one_file_has_no_shards,
     only_pipelines_have_parts,
+    experts_are_of_a_pipeline,
     formats_with_scales,
     only_quantised_are_compared,
 )

@@ -29,6 +29,13 @@ def name_is_a_folder_name(cfg: TrainRun | TrainVaeRun) -> None:
         raise ConfigError("name", cfg.name, "must be the name of a folder, not a path", remedy)
 
 
+def expert_is_of_given_weights(cfg: TrainRun) -> None:
+    """Which of two experts a run begins with is asked of weights that are given."""
+    if cfg.init_expert is not None and cfg.init_from is None:
+        rule = "has no effect without init_from"
+        raise ConfigError("init_expert", cfg.init_expert, rule, "add init_from=FOLDER, or drop it")
+
+
 def project_belongs_to_wandb(cfg: TrainRun) -> None:
     """A Weights & Biases project is named only where Weights & Biases is on."""
     if cfg.observe.wandb_project is not None and not cfg.observe.wandb:
@@ -42,5 +49,6 @@ LOOP_RULES = (
     name_is_a_folder_name,
     output_is_a_folder,
     window_belongs_to_spikes,
+    expert_is_of_given_weights,
     project_belongs_to_wandb,
 )

@@ -50,6 +50,9 @@ class ExportRun:
     in diffusers and compares its output with this package's model, which takes memory for the whole model. `shift` is
     that of the pipeline's scheduler; None takes the run's own.
 
+    `low_ckpt` is the low-noise expert of a pair, whose other is `ckpt`, for a pipeline that goes from one to the other
+    at the noise level `boundary`, as Wan 2.2 A14B does.
+
     `quantization` writes the matrices of the blocks' linear layers in 8 bits, e4m3 or integers, with a scale for each
     output channel, and the rest in `dtype`. A page beside `out` shows what that loses; with `verify` the outputs and a
     video of both, too.
@@ -57,6 +60,8 @@ class ExportRun:
 
     ckpt: str = setting(remedy="VALUE is a run folder that `megavideo train` wrote, as runs/small")
     out: str = setting(remedy="VALUE is a folder that is not there yet, or an .safetensors file with format=single")
+    low_ckpt: str | None = None
+    boundary: float | None = setting(None, above=0.0, maximum=0.999)
     format: ExportFormat = "pipeline"
     weights: Literal["ema", "raw"] = "ema"
     dtype: ExportDtype = "fp32"

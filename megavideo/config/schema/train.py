@@ -74,7 +74,7 @@ class TrainRun:
     `stages` are those of a curriculum (group `curriculum`), by name and in order, each with all of its settings;
     `stage` names or numbers the one to train, and null goes on from wherever the run folder stands. `init_from` is a
     run folder or checkpoint whose weights and averages a new run begins with, or weights of Wan as `megavideo import`
-    takes them; the optimizer's state is new.
+    takes them; the optimizer's state is new. `init_expert` says which of two transformers is meant there.
     """
 
     name: str
@@ -93,5 +93,6 @@ class TrainRun:
     exit: ExitConfig = field(default_factory=ExitConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     init_from: str | None = setting(None, remedy="VALUE is a folder of Wan, a run folder or a checkpoint")
+    init_expert: Literal["high", "low"] | None = None
     stage: str | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A folder for diffusers' Wan pipelines, but for its transformer: scheduler, pretrained parts, model_index.json."""
+"""A folder for diffusers' Wan pipelines, but for its transformers: scheduler, pretrained parts, model_index.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NETWORK_ALONE = "take format=transformer, which holds the network alone"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What is written beside the folder `transformer`."""
+    """What is written beside the folders of its transformers."""
 
     index: dict[str, object]
     shift: float
@@ -45,7 +45,7 @@ class Pipeline:
 
 
 def plan_pipeline(cfg: ExportRun, run: TrainRun, encoders: RunEncoders) -> Pipeline:
-    """The pipeline of a run.
+    """The pipeline of a run, or of a pair whose high expert it is.
 
     Raises ConfigError, which names the setting, for what a Wan pipeline has no place for, and DataError where
     pretrained weights have gone.
@@ -59,13 +59,14 @@ def plan_pipeline(cfg: ExportRun, run: TrainRun, encoders: RunEncoders) -> Pipel
     if told:
         _check_mask(run.model, encoders.time_ratio)
     parts = plan_parts(cfg.parts, run, encoders)
+    transformer = ("diffusers", "WanTransformer3DModel")
     index: dict[str, object] = {
         "_class_name": "WanImageToVideoPipeline" if with_image else "WanPipeline",
         "_diffusers_version": diffusers.__version__,
-        "boundary_ratio": None,
+        "boundary_ratio": cfg.boundary,
         "expand_timesteps": with_image and not told,
-        "transformer": ("diffusers", "WanTransformer3DModel"),
-        "transformer_2": _ABSENT,
+        "transformer": transformer,
+        "transformer_2": _ABSENT if cfg.low_ckpt is None else transformer,
         "scheduler": ("diffusers", "UniPCMultistepScheduler"),
         **dict.fromkeys(("vae", "text_encoder", "tokenizer"), _ABSENT),
         **{part.name: (part.library, part.class_name) for part in parts},

@@ -120,6 +120,11 @@ class QuantisedGroup(Group):
     quantiser: Quantiser
 
     @property
+    def in_order(self) -> bool:
+        """A scale is of a whole row."""
+        return False
+
+    @property
     def tensors(self) -> dict[str, Form]:
         """Scales [out, 1] and codes [out, in], by name."""
         found: dict[str, Form] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,12 @@ from pathlib import Path
 import torch
 
 from megavideo.config.schema.export import ExportRun
+from megavideo.config.schema.train import TrainRun
+from megavideo.errors import ConfigError
+from megavideo.interop.experts import check_pair, check_whole
 from megavideo.interop.export.configs import check_expressible, diffusers_config, original_config, single_file_notes
 from megavideo.interop.export.output import making, write_json
-from megavideo.interop.export.parts import run_encoders
+from megavideo.interop.export.parts import RunEncoders, run_encoders
 from megavideo.interop.export.pipeline import Pipeline, plan_pipeline
 from megavideo.interop.export.quantised import (
     Quantiser,
@@ -40,6 +43,7 @@ from megavideo.interop.export.verify import Verified, verify
 from megavideo.interop.names import Dialect, tensor_rules
 from megavideo.observe.progress import format_bytes
 
+_HOMES = ("transformer", "transformer_2")  # of a pipeline, and of a pair's low expert
 _STEM = "diffusion_pytorch_model"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _GB = 1e9
@@ -57,11 +61,12 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported. `notes` say what whoever loads it has to know."""
+    """What was exported. `notes` say what whoever loads it has to know; numbers of a pair are those of both."""
 
     out: str
     format: str
     step: int
+    low_step: int | None
     weights: str
     dtype: str
     num_parameters: int
@@ -75,9 +80,16 @@ class ExportReport:
 
 
 @dataclass(frozen=True)
-class _Transformer:
-    """The files of the network, in the folder `home` of the export, and their config.json; None for one file alone."""
+class _Expert:
+    config: TrainRun
+    encoders_folder: Path
 
+
+@dataclass(frozen=True)
+class _Transformer:
+    """The files of a network, in the folder `home` of the export, and their config.json; None for one file alone."""
+
+    source: ExportSource
     dialect: Dialect
     dtype: torch.dtype
     files: tuple[TensorFile, ...]
@@ -100,25 +112,32 @@ class _Transformer:
         return value.to(written_dtype(name, self.dtype)).float()
 
 
-def export(cfg: ExportRun, checkpoint: Path) -> ExportReport:
+def export(cfg: ExportRun, checkpoint: Path, low: Path | None = None) -> ExportReport:
     """Export the checkpoint in the folder `checkpoint`; nothing is left where that fails.
 
-    Raises ConfigError for a run that the format cannot express and for an `out` that is there, CheckpointError where
-    the checkpoint is damaged, of another model or not finite, and DataError where a part of the pipeline is missing or
-    the disk refuses. Whether diffusers gives the same numbers is told by the report alone.
+    `low` is that of the low expert where the settings name one. Raises ConfigError for a run that the format cannot
+    express, for two that are no pair and for an `out` that is there, CheckpointError where a checkpoint is damaged, of
+    another model or not finite, and DataError where a part of the pipeline is missing or the disk refuses. Whether
+    diffusers gives the same numbers is told by the report alone.
     """
     begin = time.monotonic()
-    source = ExportSource(checkpoint, cfg.weights)
-    check_expressible(source.config.model)
-    transformer = _plan(cfg, source)
+    sources = [ExportSource(folder, cfg.weights) for folder in (checkpoint, low) if folder is not None]
+    source = sources[0]
+    for one in sources:
+        check_expressible(one.config.model)
     with ExitStack() as stack:
         pipeline: Pipeline | None = None
         if cfg.format == "pipeline":
-            pipeline = plan_pipeline(cfg, source.config, stack.enter_context(run_encoders(source, cfg.parts)))
-        total = transformer.num_bytes + (pipeline.num_bytes if pipeline else 0)
+            encoders = [stack.enter_context(run_encoders(one, cfg.parts)) for one in sources]
+            _check_experts(cfg, sources, encoders)
+            pipeline = plan_pipeline(cfg, source.config, encoders[0])
+        homes = _HOMES if pipeline else ("",)
+        transformers = [_plan(cfg, one, home) for one, home in zip(sources, homes, strict=False)]
+        total = sum(one.num_bytes for one in transformers) + (pipeline.num_bytes if pipeline else 0)
         working = stack.enter_context(making(Path(cfg.out), total, is_file=cfg.format == "single"))
         progress = _Progress(total)
-        _write(working / transformer.home, transformer, source, progress)
+        for transformer in transformers:
+            _write(working / transformer.home, transformer, progress)
         if pipeline is not None:
             pipeline.write(working, progress.add)
         files = tuple(
@@ -128,28 +147,44 @@ def export(cfg: ExportRun, checkpoint: Path) -> ExportReport:
         )
     seconds = time.monotonic() - begin
     notes = pipeline.notes if pipeline else ()
-    if transformer.dialect == "wan":
+    if cfg.format in ("wan", "single"):
         notes = single_file_notes(source.config.model)
-    if transformer.quantiser is not None:
-        notes = (*(() if transformer.dialect == "wan" else notes), *reader_notes(cfg.format))
+    if cfg.quantization != "none":
+        notes = (*(() if cfg.format == "single" else notes), *reader_notes(cfg.format))
     return ExportReport(
         out=cfg.out,
         format=cfg.format,
         step=source.manifest.step,
+        low_step=None if low is None else sources[1].manifest.step,
         weights=cfg.weights,
         dtype=cfg.dtype,
-        num_parameters=sum(math.prod(shape) for shape in source.shapes.values()),
-        num_tensors=sum(len(file.tensors) for file in transformer.files),
+        num_parameters=sum(math.prod(shape) for one in sources for shape in one.shapes.values()),
+        num_tensors=sum(len(file.tensors) for one in transformers for file in one.files),
         size_bytes=sum(file.size_bytes for file in files),
         seconds=seconds,
-        verify=_verified(Path(cfg.out), transformer, source) if cfg.verify else None,
-        quantization=_quantization(cfg, transformer, source),
+        verify=_verified(Path(cfg.out), transformers) if cfg.verify else None,
+        quantization=_quantization(cfg, transformers[0]),
         files=files,
         notes=notes,
     )
 
 
-def _plan(cfg: ExportRun, source: ExportSource) -> _Transformer:
+def _check_experts(cfg: ExportRun, sources: Sequence[ExportSource], encoders: Sequence[RunEncoders]) -> None:
+    """Raise ConfigError for an expert alone, and for two runs that cannot share the steps of a sample."""
+    configs = [one.config for one in sources]
+    if cfg.boundary is None:
+        check_whole(configs[0])
+        return
+    high, low = (_Expert(config, kept.folder) for config, kept in zip(configs, encoders, strict=True))
+    check_pair(high, low, cfg.boundary)
+    given = [config.diffusion.conditions.image_to_video > 0 for config in configs]
+    if given[0] != given[1]:
+        told = " and ".join(f"{config.name} {'with' if was else 'without'} them" for config, was in zip(configs, given))
+        rule = f"a pipeline is given images for both experts or for none, and {told} was trained"
+        raise ConfigError("low_ckpt", cfg.low_ckpt, rule, "give experts that were trained for the same tasks")
+
+
+def _plan(cfg: ExportRun, source: ExportSource, home: str) -> _Transformer:
     model, dtype = source.config.model, _DTYPES[cfg.dtype]
     dialect: Dialect = "wan" if cfg.format in ("wan", "single") else "diffusers"
     limit = math.inf if cfg.format == "single" else cfg.shard_gb * _GB
@@ -160,34 +195,37 @@ def _plan(cfg: ExportRun, source: ExportSource) -> _Transformer:
     files = plan_files(rules, model, source.shapes, dtype, limit, quantiser.group if quantiser else Group)
     if cfg.format == "single":
         single = (TensorFile(Path(cfg.out).name, files[0]),)
-        return _Transformer(dialect, dtype, single, None, quantiser=quantiser)
+        return _Transformer(source, dialect, dtype, single, None, quantiser=quantiser)
     config = original_config(model) if dialect == "wan" else diffusers_config(model)
     if quantiser is not None:
         config = {**config, "quantization_config": quantization_config(rules, source.shapes, quantiser.scheme)}
-    home = "transformer" if cfg.format == "pipeline" else ""
-    return _Transformer(dialect, dtype, named_files(_STEM, files), config, home, quantiser)
+    return _Transformer(source, dialect, dtype, named_files(_STEM, files), config, home, quantiser)
 
 
-def _write(folder: Path, transformer: _Transformer, source: ExportSource, progress: _Progress) -> None:
+def _write(folder: Path, transformer: _Transformer, progress: _Progress) -> None:
+    source = transformer.source
     folder.mkdir(exist_ok=True)
     for file in transformer.files:
-        write_tensor_file(folder / file.name, file.groups, source.config.model, source.value, progress.add)
+        write_tensor_file(folder / file.name, file.groups, source.config.model, source, progress.add)
+    source.finish()
     if transformer.config is not None:
         write_json(folder / "config.json", transformer.config)
     if len(transformer.files) > 1:
         write_json(folder / f"{_STEM}.safetensors.index.json", index_of(transformer.files))
 
 
-def _verified(out: Path, transformer: _Transformer, source: ExportSource) -> Verified:
+def _verified(out: Path, transformers: Sequence[_Transformer]) -> Verified:
+    """Of a pair what is found of the worse."""
     _log.info("loading it in diffusers, and comparing one forward pass")
-    return verify(transformer.paths(out), transformer.dialect, source, transformer.rounded)
+    found = [verify(one.paths(out), one.dialect, one.source, one.rounded) for one in transformers]
+    return next((one for one in found if not one.passed), max(found, key=lambda one: one.relative_error or 0.0))
 
 
-def _quantization(cfg: ExportRun, written: _Transformer, source: ExportSource) -> QuantizationReport | None:
+def _quantization(cfg: ExportRun, written: _Transformer) -> QuantizationReport | None:
     if written.quantiser is None:
         return None
     paths, page = written.paths(Path(cfg.out)), page_for(cfg.out)
-    return report_of(written.quantiser, paths, written.num_bytes, source, written.dialect, page, cfg.verify)
+    return report_of(written.quantiser, paths, written.num_bytes, written.source, written.dialect, page, cfg.verify)
 
 
 class _Progress:

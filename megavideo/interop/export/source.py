@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 
 from megavideo.border.names import shown
-from megavideo.checkpoint.read import CheckpointReader
+from megavideo.checkpoint.read_once import SinglePassReader
 from megavideo.config.dump import from_yaml
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import CheckpointError
@@ -18,12 +19,10 @@ from megavideo.parallel.engines.fragments import WEIGHT
 
 # modules that others wrap around a model, of which its names then tell
 WRAPPERS = frozenset(("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"))
-# what was read of mapped files counts as this process's memory until they are given up; to open them again takes time
-_MOST_MAPPED_BYTES = 1 << 28
 
 
 class ExportSource:
-    """One state of a checkpoint's parameters, read one by one.
+    """One state of a checkpoint's parameters, read one by one, or piece by piece; whole only if `finish` says so.
 
     `shapes` are those of the model of the run's settings, in its order. Raises CheckpointError where the checkpoint is
     damaged or has other parameters than that model.
@@ -31,10 +30,9 @@ class ExportSource:
 
     def __init__(self, folder: Path, weights: str) -> None:
         self.folder = folder
-        self._reader = CheckpointReader(folder)
+        self._reader = SinglePassReader(folder)
         self.manifest = self._reader.manifest
         self.config = from_yaml(TrainRun, self.manifest.config, source=str(folder / "manifest.json"))
-        self._mapped_bytes = 0
         self._state = EMA if weights == "ema" else WEIGHT
         self._saved_as = _saved_names(folder, tuple(self.manifest.shapes))
         with torch.device("meta"):
@@ -44,14 +42,19 @@ class ExportSource:
 
     def value(self, name: str) -> torch.Tensor:
         """A whole parameter, float32. Raises DamagedError where a value is not finite."""
-        saved = self._saved_as[name]
-        value = self._reader.value(self._state, saved, self.shapes[name])
+        value = self._reader.value(self._state, self._saved_as[name], self.shapes[name])
         self._reader.check_finite()
-        self._mapped_bytes += value.nbytes
-        if self._mapped_bytes > _MOST_MAPPED_BYTES:
-            self._reader.unmap()
-            self._mapped_bytes = 0
         return value
+
+    def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
+        """Put elements of the flattened parameter, from `start` on, into `out`, float32 [numel]; raises as `value`."""
+        self._reader.read_into(self._state, self._saved_as[name], start, out)
+        if start + out.numel() == math.prod(self.shapes[name]):
+            self._reader.check_finite()
+
+    def finish(self) -> None:
+        """Read what is left of the files that were read from. Raises DamagedError where one is not as it was saved."""
+        self._reader.finish()
 
     def _check_names(self) -> None:
         for what, names in (

@@ -1,28 +1,42 @@
-"""Runs that were trained on a part of the noise levels: what may be sampled with, alone or as a pair."""
+"""Runs that were trained on a part of the noise levels: what may be sampled with or exported, alone or as a pair."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Protocol
 
+from megavideo.config.schema.train import TrainRun
 from megavideo.data.storage.local import LocalStorage
-from megavideo.encoders.folder import same_encoders
+from megavideo.encoders.folder import DESCRIPTION_NAME, same_encoders
 from megavideo.errors import ConfigError
-from megavideo.generate.loaded_run import LoadedRun
 
 _WHOLE = (0.0, 1.0)
 # what two experts' noise levels, and the form of their prediction, follow from
 _SHARED = ("objective", "prediction", "shift", "shift_by_size")
 
 
-def check_whole(run: LoadedRun) -> None:
+class Expert(Protocol):
+    """A run of a pair; the folder of its encoders may be empty where they are not needed."""
+
+    @property
+    def config(self) -> TrainRun:
+        """Its settings."""
+
+    @property
+    def encoders_folder(self) -> Path:
+        """Where they are kept."""
+
+
+def check_whole(config: TrainRun) -> None:
     """Raise ConfigError where a run that is to be sampled alone was trained on a part of the noise levels."""
-    trained = run.config.diffusion.sigma_range
+    trained = config.diffusion.sigma_range
     if trained is not None:
-        rule = f"the run {run.config.name} is one of two experts (diffusion.sigma_range={list(trained)})"
+        rule = f"the run {config.name} is one of two experts (diffusion.sigma_range={list(trained)})"
         raise ConfigError("low_ckpt", None, rule, "give the high expert as ckpt=, and low_ckpt= and boundary=")
 
 
-def check_pair(high: LoadedRun, low: LoadedRun, boundary: float) -> None:
+def check_pair(high: Expert, low: Expert, boundary: float) -> None:
     """Raise ConfigError where two experts cannot share the steps of a sample between them.
 
     They have one model's shape, one noise schedule and one dataset's encoders, and each was trained on all levels that
@@ -30,7 +44,8 @@ def check_pair(high: LoadedRun, low: LoadedRun, boundary: float) -> None:
     """
     _check_same("model", high.config.model, low.config.model, [f.name for f in dataclasses.fields(high.config.model)])
     _check_same("diffusion", high.config.diffusion, low.config.diffusion, _SHARED)
-    if not same_encoders(LocalStorage(high.encoders_folder), "", low.encoders_folder):
+    both_kept = all((run.encoders_folder / DESCRIPTION_NAME).is_file() for run in (high, low))
+    if both_kept and not same_encoders(LocalStorage(high.encoders_folder), "", low.encoders_folder):
         rule = f"{high.encoders_folder} and {low.encoders_folder} differ: the experts know different latents or texts"
         raise ConfigError(
             "low_ckpt", str(low.encoders_folder.parent), rule, "give runs on datasets of the same encoders"
