@@ -62,7 +62,7 @@ def test_what_a_run_cannot_tell_is_refused(imported: tuple[Path, Case], tmp_path
     alone = dataclasses.replace(case.run.encoders, image_encoder=None)
     with pytest.raises(ConfigError, match=r"^image: .*keeps no image encoder, and its model has model\.image_dim=20"):
         told(dataclasses.replace(case, run=dataclasses.replace(case.run, encoders=alone)), only_first(case))
-    with pytest.raises(ConfigError, match=r"^mode=interpolation: .*was never trained on it"):
+    with pytest.raises(ConfigError, match=r"^mode='interpolation': .*was never trained on it"):
         told(case, case.files)
     # weights that are others now
     shutil.copytree(folder / "run", tmp_path / "run")

@@ -102,7 +102,8 @@ def save_original_config(folder: Path, config: ModelConfig = SMALL, **changes: o
     """The config.json of the original code."""
     told = {
         "_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": config.width, "eps": config.eps,
-        "ffn_dim": config.ffn, "freq_dim": config.time_dim, "in_dim": config.latent_channels, "model_type": "t2v",
+        "ffn_dim": config.ffn, "freq_dim": config.time_dim, "model_type": "t2v",
+        "in_dim": config.latent_channels + config.given_channels,
         "num_heads": config.heads, "num_layers": config.layers, "out_dim": config.latent_channels, "text_len": 512,
         **changes,
     }  # fmt: skip
