@@ -1,6 +1,7 @@
 """Values that cross rooms. Torch is named for type checkers only, so that the torch-free rooms may import this.
 
-Shape legend: N packed video tokens, M packed text tokens, K segments, P patch width, C latent channels.
+Shape legend: N packed video tokens, M packed text tokens, K segments, P patch width, C latent channels, I rows of an
+image's embedding, E their width.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class PackedBatch:
     condition_mask [N] bool; sample_ids K strings (empty for unused segments); visits K integers. `bounds` and
     `text_bounds` hold cu_seqlens and cu_seqlens_text on the host, whatever device the tensors are on: plans are made
     from them. A pack begins on the host, where they are read from the tensors if they are not given. `given` [N, G] has
-    the further input channels of models with `model.given_channels`, ordered as in tokens, and is None for others.
+    the further input channels of models with `model.given_channels`, ordered as in tokens, and is None for others; so
+    has `image` [K, I, E] the embedding of each segment's given image, for models with `model.image_dim`.
     """
 
     tokens: torch.Tensor
@@ -83,6 +85,7 @@ class PackedBatch:
     bounds: tuple[int, ...] = ()
     text_bounds: tuple[int, ...] = ()
     given: torch.Tensor | None = None
+    image: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, tensor in (("bounds", self.cu_seqlens), ("text_bounds", self.cu_seqlens_text)):

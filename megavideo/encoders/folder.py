@@ -16,9 +16,16 @@ import torch
 from megavideo.border.json_text import parse_json, read_json
 from megavideo.border.names import shown
 from megavideo.border.refused import Refused
-from megavideo.config.schema.prepare import AutoencoderConfig, TextEncoderConfig
+from megavideo.config.schema.prepare import AutoencoderConfig, ImageEncoderConfig, TextEncoderConfig
 from megavideo.data.storage.protocol import Storage
 from megavideo.encoders.families import FAMILIES
+from megavideo.encoders.image_encoder import (
+    IMAGE_ENCODER_PART,
+    IMAGE_KIND,
+    ImageEncoder,
+    build_image_encoder,
+    move_image_encoder,
+)
 from megavideo.encoders.pretrained import PretrainedFolder
 from megavideo.encoders.text.bytes_text import BytesTextEncoder
 from megavideo.encoders.text.encoder import TextEncoder
@@ -42,10 +49,11 @@ WAN_TEXT_TOKENS = 512  # to which Wan's text is cut and padded, in training and 
 
 @dataclass(frozen=True)
 class Encoders:
-    """The two encoders of a dataset."""
+    """The two encoders of a dataset, and that of images where the dataset has their embeddings."""
 
     autoencoder: VideoAutoencoder
     text_encoder: TextEncoder
+    image_encoder: ImageEncoder | None = None
 
 
 def build_autoencoder(cfg: AutoencoderConfig, fit_videos: FitVideos) -> VideoAutoencoder:
@@ -81,26 +89,32 @@ def build_text_encoder(cfg: TextEncoderConfig) -> TextEncoder:
     return BytesTextEncoder(cfg.dim, cfg.max_tokens)
 
 
-def save_encoders(folder: Path, autoencoder: VideoAutoencoder, text_encoder: TextEncoder) -> None:
-    """Write both encoders to `folder`."""
+def save_encoders(
+    folder: Path, autoencoder: VideoAutoencoder, text_encoder: TextEncoder, image_encoder: ImageEncoder | None = None
+) -> None:
+    """Write the encoders to `folder`."""
     autoencoder.save(folder)
     text_encoder.save(folder)
-    _write_kinds(folder, _kind_of(autoencoder), _kind_of(text_encoder))
+    if image_encoder is not None:
+        image_encoder.save(folder)
+    _write_kinds(folder, _kind_of(autoencoder), _kind_of(text_encoder), image_encoder)
 
 
 @dataclass(frozen=True)
 class PipelineEncoders:
-    """The encoders in the folder of a pipeline of Wan; the text encoder, which is large, is not loaded."""
+    """The encoders in the folder of a pipeline of Wan; those of text and images, which are large, are not loaded."""
 
     autoencoder: LoadedAutoencoder
     text: PretrainedFolder
+    image: ImageEncoder | None = None
 
     @classmethod
     def at(cls, pipeline: Path) -> PipelineEncoders | None:
-        """None where the folder lacks a part. Raises ConfigError where one cannot be used."""
+        """None where the folder lacks a part but that of images. Raises ConfigError where one cannot be used."""
         if not all((pipeline / part).is_dir() for part in ("vae", "text_encoder", "tokenizer")):
             return None
-        return cls(build_loaded("wan", str(pipeline), "fp32", _no_clips), open_transformers_text(str(pipeline)))
+        image = build_image_encoder(str(pipeline)) if (pipeline / IMAGE_ENCODER_PART).is_dir() else None
+        return cls(build_loaded("wan", str(pipeline), "fp32", _no_clips), open_transformers_text(str(pipeline)), image)
 
     @property
     def text_dim(self) -> int:
@@ -108,22 +122,28 @@ class PipelineEncoders:
         return text_width(self.text)
 
     def save(self, folder: Path) -> None:
-        """Write both to `folder` as `load_encoders` reads them, with the padding of text that Wan was trained with."""
+        """Write them to `folder` as `load_encoders` reads them, with the padding of text that Wan was trained with."""
         self.autoencoder.save(folder)
         describe_transformers_text(folder, self.text, WAN_TEXT_TOKENS, WAN_TEXT_TOKENS)
-        _write_kinds(folder, self.autoencoder.kind, "transformers")
+        if self.image is not None:
+            self.image.save(folder)
+        _write_kinds(folder, self.autoencoder.kind, "transformers", self.image)
 
 
 def _no_clips(count: int) -> list[torch.Tensor]:
     return []
 
 
-def _write_kinds(folder: Path, autoencoder: str, text_encoder: str) -> None:
+def _write_kinds(folder: Path, autoencoder: str, text_encoder: str, image_encoder: ImageEncoder | None) -> None:
     kinds = {"format": 1, "autoencoder": autoencoder, "text_encoder": text_encoder}
+    if image_encoder is not None:
+        kinds["image_encoder"] = IMAGE_KIND
     write_file(folder / DESCRIPTION_NAME, json.dumps(kinds).encode())
 
 
-def move_weights(folder: Path, autoencoder: AutoencoderConfig, text_encoder: TextEncoderConfig) -> None:
+def move_weights(
+    folder: Path, autoencoder: AutoencoderConfig, text_encoder: TextEncoderConfig, image_encoder: ImageEncoderConfig
+) -> None:
     """Have the encoders kept in `folder` load their weights from where the settings of the same kinds have them.
 
     Raises ConfigError where the weights there are others.
@@ -132,6 +152,8 @@ def move_weights(folder: Path, autoencoder: AutoencoderConfig, text_encoder: Tex
         move_loaded(folder, autoencoder.kind, autoencoder.path)
     if text_encoder.path is not None:
         move_transformers_text(folder, text_encoder.path)
+    if image_encoder.path is not None:
+        move_image_encoder(folder, image_encoder.path)
 
 
 def same_encoders(storage: Storage, prefix: str, folder: Path) -> bool:
@@ -160,7 +182,8 @@ def _without_path(content: bytes) -> object:
 
 def load_encoders(folder: Path) -> Encoders:
     """Read what `save_encoders` wrote; DataError where it is missing, damaged or refers to weights that have gone."""
-    return Encoders(load_autoencoder(folder), load_text_encoder(folder))
+    image = ImageEncoder.load(folder) if encoder_kinds(folder).image_encoder == IMAGE_KIND else None
+    return Encoders(load_autoencoder(folder), load_text_encoder(folder), image)
 
 
 def load_autoencoder(folder: Path) -> VideoAutoencoder:
@@ -175,16 +198,21 @@ def load_text_encoder(folder: Path) -> TextEncoder:
 
 @dataclass(frozen=True)
 class EncoderKinds:
-    """The kinds of the two encoders, as the settings `autoencoder.kind` and `text_encoder.kind` name them."""
+    """The kinds of the encoders, as the settings `autoencoder.kind` and `text_encoder.kind` name them.
+
+    `image_encoder` is `clip_vision` where there is one.
+    """
 
     autoencoder: str
     text_encoder: str
+    image_encoder: str = "none"
 
     def __post_init__(self) -> None:
         """Raise Refused for one that is not known."""
         for which, kind, known in (
             ("autoencoder", self.autoencoder, _AUTOENCODERS),
             ("text_encoder", self.text_encoder, _TEXT_ENCODERS),
+            ("image_encoder", self.image_encoder, ("none", IMAGE_KIND)),
         ):
             if kind not in known:
                 raise Refused(f"{which} is {shown(kind)}, and known are {', '.join(known)}")

@@ -18,7 +18,7 @@ import xxhash
 from streaming.base.format.mds.reader import MDSReader
 
 from megavideo.data.dataset.dataset import LatentDataset
-from megavideo.data.dataset.given_latents import given_of_row
+from megavideo.data.dataset.given_latents import given_of_row, image_of_row
 from megavideo.data.dataset.index import ShardEntry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.cache import ShardCache
@@ -196,9 +196,10 @@ def _content(
 
 
 def _given(sample: dict[str, Any], place: str) -> list[np.ndarray]:
-    """Latents of given frames; DataError, which names `place`, where they are not of the size of the clip's."""
+    """Latents and embedding of given frames; DataError, which names `place`, where they are not of the due size."""
     try:
-        return list(given_of_row(sample).values())
+        image = image_of_row(sample)
+        return [*given_of_row(sample).values(), *([] if image is None else [image])]
     except ValueError as error:
         raise DataError(f"{place} is damaged ({error}). Remedy: encode again with overwrite=true") from error
 

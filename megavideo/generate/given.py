@@ -23,6 +23,7 @@ from megavideo.data.patches import patchify, token_grid
 from megavideo.diffusion.conditions import given_channels
 from megavideo.encoders.encode.clips import to_video
 from megavideo.encoders.encode.half import as_stored
+from megavideo.encoders.image_encoder import ImageEncoder
 from megavideo.encoders.video.autoencoder import VideoAutoencoder
 from megavideo.errors import ConfigError
 from megavideo.generate.given_frames import num_frames, read_clip, read_made, read_picture
@@ -34,13 +35,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GivenReader:
-    """Reads given files as latents of one size: `latent` is that of the samples, `fps` their frame rate."""
+    """Reads given files as latents of one size: `latent` is that of the samples, `fps` their frame rate.
+
+    `image_encoder` is there for models that are told an image's embedding.
+    """
 
     cfg: SampleRun
     autoencoder: VideoAutoencoder
     patch: tuple[int, int, int]
     latent: Grid
     fps: float
+    image_encoder: ImageEncoder | None = None
 
     def read(self, files: GivenFiles, mode: Mode) -> GivenTokens:
         """The given tokens of one sample.
@@ -75,7 +80,18 @@ class GivenReader:
             first = self._picture(files.image)
         video[:, :1] = to_video(torch.from_numpy(first))
         told = patchify(as_stored(self.autoencoder.encode(video)), self.patch)
-        return GivenChannels(given_channels(told, mode, self._grid, model))
+        image = None if model.image_dim is None else self._embedding(first[0], model.image_dim)
+        return GivenChannels(given_channels(told, mode, self._grid, model), image)
+
+    def _embedding(self, picture: np.ndarray, width: int) -> torch.Tensor:
+        """[I, E] of a picture [H, W, 3], as it is in the video: so training saw them."""
+        encoder = self.image_encoder
+        if encoder is None or encoder.dim != width:
+            has = "no image encoder" if encoder is None else f"an image encoder of width {encoder.dim}"
+            rule = f"the run keeps {has}, and its model has model.image_dim={width}"
+            remedy = "import the whole pipeline, or train on a dataset that was encoded with image_encoder.path="
+            raise ConfigError("image", self.cfg.image, rule, remedy)
+        return as_stored(encoder.encode(picture))
 
     @property
     def _size(self) -> tuple[int, int]:

@@ -85,7 +85,8 @@ def _sample(
     run = _opened(cfg, dtype, device)
     latent = _latent(run, cfg)
     fps = played_fps(cfg.fps, run.rates, latent, run.config.model.fps_conditioning)
-    reader = GivenReader(cfg, run.encoders.autoencoder, run.config.model.patch, latent, fps)
+    encoders = run.encoders
+    reader = GivenReader(cfg, encoders.autoencoder, run.config.model.patch, latent, fps, encoders.image_encoder)
     tokens = {one: read_given(one, cfg, run.config, reader) for one in dict.fromkeys(given)}
     shown: list[tuple[str, np.ndarray]] = []
     done = 0

@@ -68,9 +68,13 @@ class GivenTokens:
 
 @dataclass(frozen=True)
 class GivenChannels:
-    """What a model with given channels is told: its further input channels [N, G], float32."""
+    """What a model with given channels is told: its further input channels [N, G], float32.
+
+    `image` [I, E], float32, is the embedding of the first frame, for models with `model.image_dim`.
+    """
 
     channels: torch.Tensor
+    image: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,13 @@ def sample_latents(
     unconditional = guidance.scale != 1.0
     copies = conditional + unconditional
     texts = [p.text for p in prompts] * conditional + [guidance.negative] * (len(prompts) * unconditional)
+    images = _images(prompts, copies, model)
     x = torch.where(given[..., None], clean, x)
     for timestep in scheduler.timesteps:
         batch = _pack(x.repeat(copies, 1, 1), given.repeat(copies, 1), texts, grid, float(timestep), fps, model)
         if channels is not None:
             rows = channels.repeat(copies, 1, 1).flatten(0, 1).to(model.dtype)
-            batch = replace(batch, given=_padded(rows, model.multiple))
+            batch = replace(batch, given=_padded(rows, model.multiple), image=images)
         predicted = model.at(float(timestep))(batch)[: copies * x.shape[0] * x.shape[1]]
         parts = predicted.float().view(copies, *x.shape)
         prediction = torch.lerp(parts[-1], parts[0], guidance.scale) if copies == 2 else parts[0]
@@ -135,6 +140,17 @@ def _channels(prompts: Sequence[Prompt], x: torch.Tensor, width: int) -> torch.T
         if isinstance(prompt.given, GivenChannels):
             channels[i] = prompt.given.channels
     return channels
+
+
+def _images(prompts: Sequence[Prompt], copies: int, model: Predictor) -> torch.Tensor | None:
+    """Embeddings [copies * B, I, E] of what the prompts are given, zero where nothing is; None for models without."""
+    width = model.config.image_dim
+    if width is None:
+        return None
+    told = [p.given.image if isinstance(p.given, GivenChannels) else None for p in prompts]
+    rows = next((len(image) for image in told if image is not None), 1)
+    images = torch.stack([torch.zeros(rows, width) if image is None else image for image in told])
+    return images.repeat(copies, 1, 1).to(model.device, model.dtype)
 
 
 def _pack(

@@ -26,6 +26,7 @@ _OTHERS = (
     (re.compile(r"(?:^|\.)(?:down_blocks|input_blocks)\."), "a UNet"),
     (re.compile(r"^(?:encoder\.block|shared|token_embedding)\."), "a text encoder"),
 )
+_PLACES_OF_TWO_IMAGES = ("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos")
 # keys of config.json that the shapes do not tell of, and the values with which a model is ours
 _FIXED: Mapping[str, tuple[Any, ...]] = {
     "pos_embed_seq_len": (None,),
@@ -62,6 +63,7 @@ def derive_model(
     config.json says is compared with the shapes. Raises CheckpointError where both do not fit, or a tensor that tells
     of the model is missing or of no such shape; ConfigError where `heads` are not those of config.json or needed.
     """
+    _check_places(shapes, place)
     told = config or {}
     width, time_dim = _matrix(shapes, weight_name(dialect, _TIME), place)
     _, text_dim = _matrix(shapes, weight_name(dialect, "embed.text.fc1"), place)
@@ -87,6 +89,16 @@ def derive_model(
     )
     _check_config(model, told, place)
     return model
+
+
+def _check_places(shapes: Shapes, place: object) -> None:
+    """Raise CheckpointError for Wan 2.1's models of a first and a last frame, which tell the two images' rows apart."""
+    for name in _PLACES_OF_TWO_IMAGES:
+        if name in shapes:
+            raise CheckpointError(
+                f"{place}: has {name!r}, which only Wan 2.1's models of a first and a last frame (FLF2V) have, and "
+                "these are not known here. Remedy: take one of image to video"
+            )
 
 
 def _matrix(shapes: Shapes, name: str, place: object) -> tuple[int, int]:

@@ -175,10 +175,17 @@ def _check_encoders(encoders: PipelineEncoders, model: ModelConfig, source: Sour
         ("text_encoder", model.text_dim, encoders.text_dim),
     ):
         if mine != theirs:
-            raise CheckpointError(
-                f"{source.pipeline}: {part} has {theirs} channels, and the transformer {mine}: they belong to "
-                "different models. Remedy: give the pipeline with its own parts"
-            )
+            raise _other_part(source, part, theirs, mine)
+    image = encoders.image
+    if image is not None and model.image_dim not in (None, image.dim):
+        raise _other_part(source, "image_encoder", image.dim, model.image_dim)
+
+
+def _other_part(source: Source, part: str, theirs: int, mine: int | None) -> CheckpointError:
+    return CheckpointError(
+        f"{source.pipeline}: {part} has {theirs} channels, and the transformer {mine}: they belong to different "
+        "models. Remedy: give the pipeline with its own parts"
+    )
 
 
 def _report(

@@ -1,7 +1,8 @@
 """One transformer block: modulated self-attention, cross-attention to the segment's own text, modulated feed-forward.
 
-Shape legend: n own video tokens, m attended video tokens, l own text tokens, R conditioning rows, D width, A heads,
-h head width. In one process n = m = N, the tokens of the pack, and l = M, its text tokens.
+Shape legend: n own video tokens, m attended video tokens, l own text tokens, e own rows of image embeddings, R
+conditioning rows, D width, A heads, h head width. In one process n = m = N, the tokens of the pack, and l = M, its text
+tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Conditioning:
 
     time [R, D] is the embedded timestep; modulation [R, 6, D] its shared projection (None under `adaln_zero`);
     text [l, D]; rotary [m, h / 2] of attended tokens; `rows` maps own tokens to rows; `attention` says who attends to
-    whom in this pack.
+    whom in this pack. Of models with an image embedding: image [e, D], and in `image_attention` who attends to it.
     """
 
     time: torch.Tensor
@@ -35,6 +36,8 @@ class Conditioning:
     rotary: torch.Tensor
     rows: Rows
     attention: AttentionPlan
+    image: torch.Tensor | None = None
+    image_attention: AttentionPlan | None = None
 
 
 class SelfAttention(nn.Module):
@@ -59,7 +62,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of each segment's tokens to that segment's text."""
+    """Attention of each segment's tokens to that segment's text, and to its image's embedding where the model has one.
+
+    The two are attended to apart, with keys and values of their own, and added (Wan 2.1, image to video).
+    """
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
@@ -70,14 +76,26 @@ class CrossAttention(nn.Module):
         self.out = layers.row(config.width, config.width)
         self.q_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
         self.k_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
+        self.has_image = config.image_dim is not None
+        if self.has_image:
+            self.image_kv = layers.column_of_whole(config.width, 2 * config.width, blocks=2)
+            self.image_k_norm = layers.rms_norm(config.width, config.eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """[n, D] -> [n, D]."""
         query = self.q_norm(self.q(x)).unflatten(-1, (self.heads, -1))
         key, value = self.kv(cond.text).chunk(2, dim=-1)
-        key = self.k_norm(key).unflatten(-1, (self.heads, -1))
-        value = value.unflatten(-1, (self.heads, -1))
-        return self.out(self.layers.attend_text(query, key, value, cond.attention).flatten(-2))
+        out = self._attend(query, self.k_norm(key), value, cond.attention)
+        if self.has_image:
+            assert cond.image is not None and cond.image_attention is not None, "every pack has an image embedding"
+            key, value = self.image_kv(cond.image).chunk(2, dim=-1)
+            out = out + self._attend(query, self.image_k_norm(key), value, cond.image_attention)
+        return self.out(out)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
+        """Queries [m, A, h], keys and values [l, A * h] -> [m, A * h]."""
+        key, value = (t.unflatten(-1, (self.heads, -1)) for t in (key, value))
+        return self.layers.attend_text(query, key, value, plan).flatten(-2)
 
 
 class FeedForward(nn.Module):

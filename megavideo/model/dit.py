@@ -1,7 +1,8 @@
 """The diffusion transformer on packed spacetime tokens, whole or a stage of it.
 
 Shape legend: N video tokens of the pack, n this rank's own, M text tokens, l this rank's own, K segments,
-R = 2K conditioning rows, P patch width, G given channels of a patch, D width.
+R = 2K conditioning rows, P patch width, G given channels of a patch, D width, I rows of an image embedding, E their
+width, e this rank's own of all K * I.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from torch import nn
 
 from megavideo.config.schema.model import ModelConfig
 from megavideo.config.schema.train import RecomputeConfig
-from megavideo.errors import ConfigError
 from megavideo.model.block import Block, Conditioning
 from megavideo.model.layers import Layers
 from megavideo.model.modulation import norm_modulate, sinusoid
@@ -41,12 +41,29 @@ class Mlp(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+class ImageMlp(nn.Module):
+    """Norm, linear, GELU, linear, norm: the embedder of an image's features (Wan 2.1; torch's eps, as there)."""
+
+    def __init__(self, in_dim: int, width: int, layers: Layers) -> None:
+        super().__init__()
+        # the layers' own norm is of own tokens, and every rank of tp holds these rows alike
+        self.norm1 = nn.LayerNorm(in_dim)
+        self.fc1 = layers.replicated(in_dim, in_dim)
+        self.fc2 = layers.replicated(in_dim, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., E] -> [..., D]."""
+        return self.norm2(self.fc2(F.gelu(self.fc1(self.norm1(x)))))
+
+
 @dataclass(frozen=True)
 class Hidden:
     """What one stage of the model hands to the next.
 
     x [n, D] the residual stream; time [R, D] the embedded timestep; modulation [R, 6, D] its shared projection (None
-    under `adaln_zero`); text [l, D] of own text tokens; and the pack's facts, from which a stage rebuilds indices.
+    under `adaln_zero`); text [l, D] of own text tokens; the pack's facts, from which a stage rebuilds indices; image
+    [e, D] of own rows of image embeddings (None in models without).
     """
 
     x: torch.Tensor
@@ -54,21 +71,21 @@ class Hidden:
     modulation: torch.Tensor | None
     text: torch.Tensor
     facts: PackFacts
+    image: torch.Tensor | None = None
 
 
 class Embedder(nn.Module):
-    """Tokens, timestep, frame rate and text to the model's width."""
+    """Tokens, timestep, frame rate, text and image embedding to the model's width."""
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
-        if config.image_dim is not None:
-            rule = "models with an image embedding (Wan 2.1 image-to-video) are neither trained nor sampled"
-            raise ConfigError("model.image_dim", config.image_dim, rule, "take a model without one, as of Wan 2.2")
         self.config = config
         self.layers = layers
         self.patch = layers.per_token(config.patch_dim + config.given_dim, config.width)
         self.time = Mlp(config.time_dim, config.width, layers, activation=nn.SiLU())
         self.text = Mlp(config.text_dim, config.width, layers, activation=nn.GELU(approximate="tanh"))
+        if config.image_dim is not None:
+            self.image = ImageMlp(config.image_dim, config.width, layers)
         if config.modulation == "adaln":
             self.modulation = layers.replicated(config.width, 6 * config.width)
         if config.fps_conditioning:
@@ -95,7 +112,14 @@ class Embedder(nn.Module):
             place = PackIndex.of(facts).place
             x = x + self.place(place_features(layers.own(place), dtype))
         text = layers.over_heads(self.text(layers.own_text(batch.text)))
-        return Hidden(x, time, modulation, text, facts)
+        return Hidden(x, time, modulation, text, facts, self._image(batch))
+
+    def _image(self, batch: PackedBatch) -> torch.Tensor | None:
+        """Own rows of image embeddings, shared out as those of the text are: [K, I, E] -> [e, D]."""
+        if self.config.image_dim is None:
+            return None
+        assert batch.image is not None, "a model with an image embedding is given one in every pack"
+        return self.layers.over_heads(self.image(self.layers.own_text(batch.image.flatten(0, 1))))
 
     def _inputs(self, batch: PackedBatch) -> torch.Tensor:
         """Own tokens, each cell of a patch with the channels that it is given behind its own: [n, P + G]."""
@@ -182,11 +206,14 @@ class DiT(nn.Module):
         layers, dtype = self.layers, hidden.x.dtype
         facts = hidden.facts
         index = PackIndex.of(facts)
+        attention = layers.plan_attention(facts.video, facts.text, facts.given.shape[0])
         return Conditioning(
             time=hidden.time,
             modulation=hidden.modulation,
             text=hidden.text,
             rotary=rotary_table(layers.attended(index.position), self.config.head_dim, dtype),
             rows=Rows.of(layers.own(index.row), hidden.time.shape[0], dtype),
-            attention=layers.plan_attention(facts.video, facts.text, facts.given.shape[0]),
+            attention=attention,
+            image=hidden.image,
+            image_attention=None if hidden.image is None else replace(attention, text=facts.image),
         )

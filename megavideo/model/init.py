@@ -35,7 +35,7 @@ def initial_value(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
     if name.startswith(("embed.time.", "embed.text.", "embed.fps.")):
         return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
     # a fused QKV is three square matrices, each with its own fan-out
-    fan_out = shape[0] // 3 if ".qkv." in name else shape[0] // 2 if ".kv." in name else shape[0]
+    fan_out = shape[0] // 3 if ".qkv." in name else shape[0] // 2 if name.endswith("kv.weight") else shape[0]
     bound = (6.0 / (fan_out + shape[1])) ** 0.5
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 

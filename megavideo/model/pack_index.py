@@ -12,15 +12,19 @@ from megavideo.types import PackedBatch
 
 @dataclass(frozen=True)
 class PackBounds:
-    """Where the segments of a pack's video and text tokens begin and end, on the host."""
+    """Where the segments of a pack's video and text tokens begin and end, on the host.
+
+    `image_rows` are those of each segment's image embedding, zero in models without one.
+    """
 
     video: tuple[int, ...]
     text: tuple[int, ...]
+    image_rows: int = 0
 
     @classmethod
     def of(cls, batch: PackedBatch) -> PackBounds:
         """Bounds of `batch`."""
-        return cls(batch.bounds, batch.text_bounds)
+        return cls(batch.bounds, batch.text_bounds, 0 if batch.image is None else batch.image.shape[1])
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,14 @@ class PackFacts:
     def text(self) -> Segments:
         """The segments of the text tokens."""
         return Segments(self.cu_seqlens_text, self.bounds.text)
+
+    @property
+    def image(self) -> Segments:
+        """The segments of the rows of image embeddings, equally many in each, used or not."""
+        rows, count = self.bounds.image_rows, self.grid.shape[0]
+        # made where it is: a copy from the host would wait for the device
+        ends = torch.arange(count + 1, dtype=torch.int32, device=self.grid.device) * rows
+        return Segments(ends, tuple(range(0, (count + 1) * rows, rows)))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ _STACKED = {
     "self_attention.out": 1,
     "cross_attention.q": 1,
     "cross_attention.kv": 2,
+    "cross_attention.image_kv": 2,
     "cross_attention.out": 1,
     "ffn.up": 1,
     "ffn.down": 1,

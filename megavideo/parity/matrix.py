@@ -56,6 +56,7 @@ tp2-sp-cp2-ring-pp2-dualpipev-zero1
 # images have no differences between frames, which the further terms must bear too
 _WITH_TERMS = ParitySpec(loss_terms=("temporal_consistency", "motion_smoothness", "perceptual"))
 _WITH_CHANNELS = ParitySpec(given_channels=8)
+_WITH_IMAGE = replace(_WITH_CHANNELS, image_dim=12)
 
 FULL = (
     Batch("fp32", ParitySpec(), tuple(_FP32.split())),
@@ -93,6 +94,31 @@ FULL = (
         ("dp2-zero1", "tp2-sp-cp2-ring-zero1", "pp2-zero1"),
     ),
     Batch("given channels", _WITH_CHANNELS, ("dp2-zero3", "tp2-sp-cp2-ring-pp2-zero1", "cp2-ulysses-pp2-dualpipev")),
+    Batch(
+        "image embedding",
+        _WITH_IMAGE,
+        (
+            "dp2-zero3",
+            "tp2",
+            "tp2-sp",
+            "tp3-sp",
+            "cp2-ring",
+            "cp3-ulysses",
+            "cp4-2d",
+            "pp2",
+            "pp2-dualpipev",
+            "cp2-ring-zero3",
+            "tp2-sp-cp2-ring-pp2-zero1",
+            "cp2-ulysses-pp2-dualpipev",
+        ),
+    ),
+    Batch(
+        "image embedding, recompute",
+        replace(_WITH_IMAGE, recompute=RecomputeConfig(kind="full", offload=True)),
+        ("tp2-sp-cp2-ring", "pp2-dualpipev"),
+    ),
+    Batch("image embedding, adapters", replace(_WITH_IMAGE, lora=3), ("tp2-sp", "cp2-ring-zero3", "pp2")),
+    Batch("image embedding, muon", replace(_WITH_IMAGE, optimizer="muon"), ("tp2-sp-dp2-zero1", "dp2-zero3")),
     Batch("muon", ParitySpec(optimizer="muon"), tuple(_MUON.split())),
     Batch("muon, bf16", ParitySpec(optimizer="muon", precision="bf16"), ("dp2-zero1", "dp2-zero3", "tp2-sp-zero1")),
     Batch(
@@ -125,7 +151,7 @@ FAST = (
         "loss terms", replace(_WITH_TERMS, steps=2, packs_per_step=4),
         ("dp2-zero3", "cp2-ring-pp2"),
     ),
-    Batch("given channels", replace(_WITH_CHANNELS, steps=2, packs_per_step=4), ("tp2-sp", "cp2-ring", "pp2")),
+    Batch("image embedding", replace(_WITH_IMAGE, steps=2, packs_per_step=4), ("tp2-sp", "cp2-ring", "pp2")),
     Batch(
         "muon, adaln_zero", replace(_SHORT, optimizer="muon", modulation="adaln_zero", num_layers=2, packs_per_step=2),
         ("dp2-zero3", "tp2-sp-dp2-zero1", "pp2"),

@@ -20,6 +20,7 @@ from megavideo.train.packs.noising import TrainBatch, noise_pack, num_loss_token
 from megavideo.types import Grid, PackSegment
 
 _TEXT_TOKENS = 5  # of the longest caption; captions of a pack differ in length
+_IMAGE_ROWS = 7  # odd, so that ranks of cp share them out unevenly
 
 
 def step_input(spec: ParitySpec, step: int, dp_rank: int, dp: int) -> StepInput:
@@ -75,7 +76,8 @@ def _sample(spec: ParitySpec, segment: PackSegment) -> LatentSample:
         task: key.normal(f"parity/{task}", size) for task in GIVEN_COLUMNS if model.given_channels
     }
     text = key.normal("parity/text", (segment.text_tokens, model.text_dim))
-    return LatentSample(latent, text, fps=8.0 + 8.0 * (segment.index % 3), given=given)
+    image = None if model.image_dim is None else key.normal("parity/image", (_IMAGE_ROWS, model.image_dim))
+    return LatentSample(latent, text, fps=8.0 + 8.0 * (segment.index % 3), given=given, image=image)
 
 
 def _latent(grid: Grid, patch: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -40,11 +40,13 @@ _GRIDS = re.compile(r"\d+x\d+x\d+(?:\+\d+x\d+x\d+)*")
 class ParitySpec(ParityRun):
     """A parity run's settings, and what follows from them.
 
-    `loss_terms` are those of the loss beside the error; `given_channels` those of the model's input beside its latents.
+    `loss_terms` are those of the loss beside the error; `given_channels` those of the model's input beside its latents,
+    `image_dim` the width of its image embedding.
     """
 
     loss_terms: tuple[str, ...] = ()
     given_channels: int = 0
+    image_dim: int | None = None
 
     @classmethod
     def of(cls, run: ParityRun) -> ParitySpec:
@@ -63,7 +65,7 @@ class ParitySpec(ParityRun):
         return ModelConfig(
             layers=self.num_layers, width=width, ffn=2 * width, heads=self.heads, latent_channels=4, text_dim=24,
             time_dim=32, fps_conditioning=True, place_embedding=True, modulation=self.modulation,
-            given_channels=self.given_channels,
+            given_channels=self.given_channels, image_dim=self.image_dim,
         )  # fmt: skip
 
     @property
@@ -76,7 +78,8 @@ class ParitySpec(ParityRun):
     @property
     def diffusion(self) -> DiffusionConfig:
         """Flow matching with clips that are partly given, so that tokens of one segment differ in their timestep."""
-        conditions = ConditionConfig(text=1.0, image_to_video=1.0, interpolation=1.0)
+        last_frames = 0.0 if self.image_dim is not None else 1.0  # of one image there is one embedding
+        conditions = ConditionConfig(text=1.0, image_to_video=1.0, interpolation=last_frames)
         weights = {name: weight if name in self.loss_terms else 0.0 for name, weight in _TERM_WEIGHTS.items()}
         terms = LossTermsConfig(
             temporal_consistency=weights["temporal_consistency"],

@@ -110,12 +110,23 @@ def _mlp(name: str, in_dim: int, width: int) -> Iterator[_Layer]:
     yield _linear(f"{name}.fc2", width, width)
 
 
+def _image_mlp(name: str, in_dim: int, width: int) -> Iterator[_Layer]:
+    yield _vector(f"{name}.norm1.weight", (in_dim,))
+    yield _vector(f"{name}.norm1.bias", (in_dim,))
+    yield _linear(f"{name}.fc1", in_dim, in_dim)
+    yield _linear(f"{name}.fc2", in_dim, width)
+    yield _vector(f"{name}.norm2.weight", (width,))
+    yield _vector(f"{name}.norm2.bias", (width,))
+
+
 def _layers(model: ModelConfig, part: range) -> Iterator[_Layer]:
     width = model.width
     if part.start == 0:
         yield _linear("embed.patch", model.patch_dim + model.given_dim, width)
         yield from _mlp("embed.time", model.time_dim, width)
         yield from _mlp("embed.text", model.text_dim, width)
+        if model.image_dim is not None:
+            yield from _image_mlp("embed.image", model.image_dim, width)
         if model.modulation == "adaln":
             yield _linear("embed.modulation", width, MODULATIONS * width)
         if model.fps_conditioning:
@@ -152,5 +163,9 @@ def _block(model: ModelConfig, name: str) -> Iterator[_Layer]:
     if model.qk_norm:
         yield _vector(f"{name}.cross_attention.q_norm.weight", (width,), split=0)
         yield _vector(f"{name}.cross_attention.k_norm.weight", (width,), split=0)
+    if model.image_dim is not None:
+        yield _linear(f"{name}.cross_attention.image_kv", width, 2 * width, split=0, blocks=2)
+        if model.qk_norm:
+            yield _vector(f"{name}.cross_attention.image_k_norm.weight", (width,), split=0)
     yield _linear(f"{name}.ffn.up", width, model.ffn, split=0)
     yield _linear(f"{name}.ffn.down", model.ffn, width, split=1)

@@ -38,6 +38,7 @@ CHANNELS = 4
 TEXT_DIM = 32
 PATCH = (1, 2, 2)
 GRIDS = (Grid(2, 4, 4), Grid(1, 8, 8), Grid(3, 4, 6), Grid(1, 4, 4), Grid(2, 6, 4), Grid(4, 4, 4))
+_IMAGE_ROWS = 5
 _COLOURS = ("red", "green", "blue", "yellow", "white")
 
 
@@ -50,18 +51,20 @@ def write_dataset(
     flat: bool = False,
     shard_bytes: int = 8192,
     given: tuple[GivenTask, ...] = (),
+    image_dim: int | None = None,
 ) -> DatasetInfo:
     """Write `num_samples` samples whose latent sizes go round `grids`.
 
     `bad` puts a value, as infinity, into the latents of the samples it names. `flat` latents hold one vector of signs
-    all over, which a model learns in a few steps; the others are normal noise, as are those of what is `given`.
+    all over, which a model learns in a few steps; the others are normal noise, as are those of what is `given`, and
+    the embeddings of first frames that are `image_dim` wide.
     """
     rng = np.random.default_rng(num_samples)
     text_encoder = BytesTextEncoder(TEXT_DIM, 16)
     storage = open_storage(uri)
     clear(storage)
     rows = []
-    with _shards_in(storage, shard_bytes, given) as (writer, shards):
+    with _shards_in(storage, shard_bytes, given, image_dim is not None) as (writer, shards):
         for index in range(num_samples):
             grid = grids[index % len(grids)]
             caption = f"a {_COLOURS[index % len(_COLOURS)]} shape" + ", moving" * (index % 3)
@@ -74,7 +77,8 @@ def write_dataset(
             sample = SampleInfo(f"sample-{index}", index, grid, len(text), 8.0, caption, f"{index}.mp4")
             pixels = (1 + 4 * (grid.t - 1), 8 * grid.h, 8 * grid.w)
             told = {task: _given_latent(index, task, latent.shape) for task in given}
-            writer.add(sample, latent.astype(np.float16), [text], [1.0], told)
+            image = None if image_dim is None else _image_embedding(index, image_dim)
+            writer.add(sample, latent.astype(np.float16), [text], [1.0], told, image)
             rows.append(manifest_row(sample, pixels, [(WeightedCaption(caption), len(text))]))
     null_text = null_text_bytes(text_encoder.encode([""])[0].numpy())
     storage.write_bytes(NULL_TEXT_NAME, null_text)
@@ -94,6 +98,7 @@ def write_dataset(
         captions_cut=0,
         checksums={NULL_TEXT_NAME: checksum(null_text)},
         given_latents=given,
+        image_dim=image_dim,
     )
     with tempfile.TemporaryDirectory() as folder:
         manifest = ManifestFile(storage, Path(folder))
@@ -103,13 +108,14 @@ def write_dataset(
 
 @contextmanager
 def _shards_in(
-    storage: Storage, shard_bytes: int, given: tuple[GivenTask, ...]
+    storage: Storage, shard_bytes: int, given: tuple[GivenTask, ...], with_image: bool
 ) -> Iterator[tuple[ShardWriter, list[ShardEntry]]]:
     """A writer, and the index of its shards once it is left; they are called shard.00000.mds and so on."""
     shards: list[ShardEntry] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with writing_shards(LocalStorage(folder / "made"), "shard", folder / "staging", shard_bytes, given) as writer:
+        place = (LocalStorage(folder / "made"), "shard", folder / "staging", shard_bytes)
+        with writing_shards(*place, given, with_image=with_image) as writer:
             yield writer, shards
             made = writer.finish()
         for number, shard in enumerate(made):
@@ -122,6 +128,10 @@ def _given_latent(index: int, task: GivenTask, shape: tuple[int, ...]) -> np.nda
     """Noise of its own, so that the clip's own latent does not depend on what is stored beside it."""
     rng = np.random.default_rng([index, len(task)])
     return rng.standard_normal(shape).astype(np.float16)
+
+
+def _image_embedding(index: int, width: int) -> np.ndarray:
+    return np.random.default_rng([index, width]).standard_normal((_IMAGE_ROWS, width)).astype(np.float16)
 
 
 def small_autoencoder() -> PcaAutoencoder:

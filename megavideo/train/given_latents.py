@@ -1,4 +1,4 @@
-"""Whether a dataset stores what a model with further input channels is told of the frames that it is given."""
+"""Whether a dataset stores what a model with further input channels, or an image embedding, is told of given frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megavideo.errors import ConfigError
 
 
 def check_given_latents(config: TrainRun, dataset: LatentDataset, field: str) -> None:
-    """Raise ConfigError, naming the `field` that the dataset is of, where it lacks the latents of a task with a weight.
+    """Raise ConfigError, naming the `field` that the dataset is of, where it lacks what a task with a weight gives.
 
     `config` is of one stage of a run.
     """
@@ -29,3 +29,9 @@ def check_given_latents(config: TrainRun, dataset: LatentDataset, field: str) ->
             f"model.given_channels={config.model.given_channels} is told",
             f"encode the clips with given_latents=[{tasks}] to another out=",
         )
+    width, stored = config.model.image_dim, dataset.info.image_dim
+    if width is not None and needed and stored != width:
+        what = "no embeddings" if stored is None else f"embeddings of width {stored}"
+        rule = f"stores {what} of first frames, which a model with model.image_dim={width} is told"
+        remedy = "encode the clips with image_encoder.path=FOLDER, that of the model's pipeline, to another out="
+        raise ConfigError(field, dataset.uri, rule, remedy)

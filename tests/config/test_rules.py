@@ -60,7 +60,29 @@ REFUSED = [
     ("train", "model.time_dim=7", "model.time_dim", "even"),
     ("train", "run=wan_finetune", "init_from", "is required"),
     ("train", "init_expert=high", "init_expert", "no effect without init_from"),
-    ("train", "model.image_dim=1280", "model.image_dim", "no image embedding"),
+    ("train", "model.image_dim=1280", "model.image_dim", "model.given_channels=0 tells nothing"),
+    (
+        "train",
+        "model.given_channels=20 model.image_dim=1280 diffusion.conditions.image_to_video=1 "
+        "diffusion.conditions.interpolation=1",
+        "diffusion.conditions.interpolation",
+        "is of one image",
+    ),
+    (
+        "train",
+        "model.given_channels=20 model.image_dim=1280 diffusion.conditions.image_to_video=1 layers=te_fp8 "
+        "train.precision=bf16",
+        "layers.fp8",
+        "do not divide by 16",
+    ),
+    ("encode", "image_encoder.path=wan", "image_encoder.path", "no effect without given_latents"),
+    (
+        "encode",
+        "given_latents=[interpolation] image_encoder.path=wan",
+        "image_encoder.path",
+        "no effect without given_latents",
+    ),
+    ("export", "format=transformer parts.image_encoder=none", "parts.image_encoder", "no effect"),
     ("train", "diffusion.prediction=v", "diffusion.prediction", "predicts velocity"),
     ("train", "diffusion=ddpm diffusion.prediction=velocity", "diffusion.prediction", "epsilon or v"),
     ("train", "diffusion.logit_mean=null", "diffusion.logit_mean", "needs it"),
@@ -225,6 +247,8 @@ ACCEPTED = [
     ("train", "diffusion=flow_conditions"),
     ("train", "diffusion.loss_weight=shift_sigma diffusion.shift_loss_scale=1"),
     ("train", "model.given_channels=20 diffusion.conditions.image_to_video=1"),
+    ("train", "model.given_channels=20 model.image_dim=1280 diffusion.conditions.image_to_video=1"),
+    ("encode", "given_latents=[image_to_video] image_encoder.path=wan"),
     (
         "train",
         "model.given_channels=20 diffusion.conditions.interpolation=1 "

@@ -32,6 +32,24 @@ def strengthen(folder: Path) -> Path:
     return folder
 
 
+def make_clip_vision(folder: Path, width: int = 20) -> Path:
+    """Save an untrained CLIPVisionModel whose embeddings have five rows, and its processor beside it, as a pipeline."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=width, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    model = CLIPVisionModel(config)
+    with torch.no_grad():  # untrained ones hardly look at the picture
+        for name, parameter in model.named_parameters():
+            parameter.mul_(8.0 if parameter.ndim > 1 and "position" not in name else 1.0)
+    model.save_pretrained(folder / "image_encoder")
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor.save_pretrained(folder / "image_processor")
+    return folder
+
+
 def make_family(folder: Path, kind: str) -> Path:
     """Save an untrained autoencoder of one of the families, about as small as its class allows."""
     import diffusers

@@ -13,12 +13,13 @@ import torch
 from megavideo.cli.main import main
 from megavideo.config.schema.train import TrainRun
 from megavideo.encoders.folder import save_encoders
+from megavideo.encoders.image_encoder import build_image_encoder
 from megavideo.encoders.text.transformers_text import build_transformers_text
 from megavideo.encoders.video.loaded import build_loaded
 from megavideo.testing.dataset import CHANNELS
 from megavideo.testing.saved_run import write_run
 from megavideo.testing.settings import micro_config
-from tests.encoders.tiny_models import make_text, make_wan, strengthen
+from tests.encoders.tiny_models import make_clip_vision, make_text, make_wan, strengthen
 
 WAN = {
     "data__uri": "gone",
@@ -45,15 +46,20 @@ def export(words: list[str], capfd: pytest.CaptureFixture[str]) -> dict[str, Any
     return report
 
 
-def with_wan_encoders(run: Path, weights: Path, *, strong: bool = False) -> None:
-    """Give a run an autoencoder of Wan's and UMT5, tiny and random, saved by their own libraries as in a pipeline."""
+def with_wan_encoders(run: Path, weights: Path, *, strong: bool = False, image_dim: int | None = None) -> None:
+    """Give a run an autoencoder of Wan's and UMT5, tiny and random, saved by their own libraries as in a pipeline.
+
+    With `image_dim` there is a CLIP too, and the text is padded, as diffusers wants it beside an image.
+    """
     video = make_wan(weights / "vae", z_dim=CHANNELS)
     autoencoder = build_loaded("wan", str(strengthen(video) if strong else video), "fp32", _clips)
     make_text(weights / "text_encoder")
     (weights / "tokenizer").mkdir()
     for path in (weights / "text_encoder").glob("*token*"):
         path.rename(weights / "tokenizer" / path.name)
-    save_encoders(run / "encoders", autoencoder, build_transformers_text(str(weights / "text_encoder"), 24))
+    image_encoder = None if image_dim is None else build_image_encoder(str(make_clip_vision(weights, image_dim)))
+    text_encoder = build_transformers_text(str(weights / "text_encoder"), 24, None if image_dim is None else 512)
+    save_encoders(run / "encoders", autoencoder, text_encoder, image_encoder)
 
 
 def _clips(most: int) -> Iterator[torch.Tensor]:

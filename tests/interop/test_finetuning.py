@@ -16,15 +16,17 @@ from safetensors.torch import load_file
 from megavideo.checkpoint.read import CheckpointReader, find_checkpoint
 from megavideo.testing.launch import run
 from tests.data.clip_files import moving_square, write_clip
-from tests.interop.wan_files import SMALL, save_pipeline, transformer
+from tests.interop.wan_files import CHANNELS, SMALL, save_pipeline, transformer
 
 SIDE, FRAMES = 32, 9
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given_channels", [0, SMALL.latent_channels + 4])
-def test_from_a_folder_of_wan_to_samples_of_a_model_trained_on(tmp_path: Path, given_channels: int) -> None:
-    config = dataclasses.replace(SMALL, given_channels=given_channels)
+@pytest.mark.parametrize(("given_channels", "image_dim"), [(0, None), (CHANNELS + 4, None), (CHANNELS + 4, 20)])
+def test_from_a_folder_of_wan_to_samples_of_a_model_trained_on(
+    tmp_path: Path, given_channels: int, image_dim: int | None
+) -> None:
+    config = dataclasses.replace(SMALL, given_channels=given_channels, image_dim=image_dim)
     kind = WanImageToVideoPipeline if given_channels else WanPipeline
     to_encode, to_train, to_sample = [], [], []
     if given_channels:
@@ -35,6 +37,9 @@ def test_from_a_folder_of_wan_to_samples_of_a_model_trained_on(tmp_path: Path, g
         Image.fromarray(moving_square(1, SIDE, SIDE)[0]).save(tmp_path / "image.png")
     save_pipeline(tmp_path, config, kind)
     wan = tmp_path / "pipeline"
+    if image_dim is not None:
+        to_encode.append(f"image_encoder.path={wan}")
+        to_train.append(f"model.image_dim={image_dim}")
     (tmp_path / "clips").mkdir()
     for number in range(3):
         clip = write_clip(tmp_path / "clips" / f"{number}.mp4", moving_square(FRAMES, SIDE, SIDE), fps=16)
@@ -78,4 +83,5 @@ def test_from_a_folder_of_wan_to_samples_of_a_model_trained_on(tmp_path: Path, g
     assert report["verify"]["fault"] is None
     pipeline: Any = kind.from_pretrained(tmp_path / "tuned")
     theirs = pipeline.transformer.state_dict()["blocks.0.attn1.to_out.0.weight"]
+    assert (image_dim is None) == (getattr(pipeline, "image_encoder", None) is None)
     assert torch.equal(theirs, trained) and pipeline.scheduler.config.flow_shift == 3.0

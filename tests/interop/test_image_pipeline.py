@@ -101,7 +101,7 @@ def settings(**more: Any) -> SampleRun:
 def told(case: Case, files: GivenFiles) -> GivenChannels:
     """What the model is told of the files, as `megavideo sample` reads them."""
     cfg, run = settings(), case.run
-    reader = GivenReader(cfg, run.encoders.autoencoder, PATCH, LATENT, run.fps)
+    reader = GivenReader(cfg, run.encoders.autoencoder, PATCH, LATENT, run.fps, run.encoders.image_encoder)
     found = read_given(files, cfg, run.config, reader)
     assert isinstance(found, GivenChannels)
     return found

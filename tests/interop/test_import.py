@@ -34,6 +34,7 @@ SIZES = (
     SMALL,
     dataclasses.replace(SMALL, layers=3, width=96, ffn=200, heads=4, latent_channels=16, cross_attn_norm=False),
     dataclasses.replace(SMALL, layers=1, width=64, ffn=32, heads=4, latent_channels=48, patch=(2, 2, 2)),
+    dataclasses.replace(SMALL, given_channels=12, image_dim=20),
 )
 
 
@@ -50,7 +51,7 @@ def holds(reader: CheckpointReader, state: dict[str, torch.Tensor]) -> None:
     assert [name for name in whole if not torch.equal(whole[name], state[name])] == []
 
 
-@pytest.mark.parametrize("config", SIZES, ids=["small", "wider", "forty_eight"])
+@pytest.mark.parametrize("config", SIZES, ids=["small", "wider", "forty_eight", "image_embedding"])
 @pytest.mark.parametrize("form", ["file", "sharded", "diffusers"])
 def test_every_form_is_imported_to_the_bit_and_goes_back(tmp_path: Path, config: ModelConfig, form: str) -> None:
     state = random_state(config)

@@ -146,8 +146,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         "missing, 1 tensor: 'blocks.1.cross_attn.k.bias'",
     ),
     "unexpected": (
+        one_file(lambda t: t.update({"img_emb.others": torch.zeros(1, 4)})),
+        "unexpected, 1 tensor: 'img_emb.ot",
+    ),
+    "first and last frame": (
         one_file(lambda t: t.update({"img_emb.emb_pos": torch.zeros(1, 4)})),
-        "unexpected, 1 tensor: 'img_emb.em",
+        "has 'img_emb.emb_pos', which only Wan 2.1's models of a first and a last frame (FLF2V) have",
     ),
     "misshapen": (
         one_file(lambda t: t.update({"blocks.0.ffn.2.bias": torch.zeros(47)})),
@@ -225,9 +229,13 @@ def test_heads_of_config_json_are_not_overridden(tmp_path: Path) -> None:
 
 
 def test_models_that_cannot_run_are_refused_by_their_setting(tmp_path: Path) -> None:
-    transformer(in_channels=28, image_dim=20, added_kv_proj_dim=SMALL.width).save_pretrained(tmp_path / "wan")
-    with pytest.raises(MegavideoError, match=r"^model\.image_dim=20: "):
+    transformer(image_dim=20, added_kv_proj_dim=SMALL.width).save_pretrained(tmp_path / "wan")
+    with pytest.raises(MegavideoError, match=r"^model\.image_dim=20: .*model\.given_channels=0 tells nothing"):
         import_weights(ImportRun(src=str(tmp_path / "wan"), out=str(tmp_path / "out")))
+    added = {"image_dim": 20, "added_kv_proj_dim": SMALL.width, "pos_embed_seq_len": 10}
+    transformer(in_channels=28, **added).save_pretrained(tmp_path / "both")
+    with pytest.raises(MegavideoError, match=r"image_embedder\.pos_embed', which only .*\(FLF2V\)"):
+        import_weights(ImportRun(src=str(tmp_path / "both"), out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 

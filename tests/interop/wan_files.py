@@ -15,7 +15,7 @@ from megavideo.config.schema.model import ModelConfig
 from megavideo.interop.weights import to_wan, wan_config
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
-from tests.encoders.tiny_models import make_text, make_wan, strengthen
+from tests.encoders.tiny_models import make_clip_vision, make_text, make_wan, strengthen
 
 CHANNELS, TEXT_DIM = 8, 32
 SMALL = ModelConfig(
@@ -45,6 +45,7 @@ def save_pipeline(
     video = make_wan(folder / "made_video", latents_mean=[0.1] * CHANNELS, latents_std=[1.3] * CHANNELS)
     if kind is not WanPipeline:
         strengthen(video)
+    pictures = {} if config.image_dim is None else image_parts(folder / "made_image", config.image_dim)
     pipeline: Any = kind(
         tokenizer=AutoTokenizer.from_pretrained(text),
         text_encoder=UMT5EncoderModel.from_pretrained(text),
@@ -53,9 +54,21 @@ def save_pipeline(
         scheduler=UniPCMultistepScheduler(**SCHEDULER),
         transformer_2=None if boundary is None else transformer(config, seed=1),
         boundary_ratio=boundary,
+        **pictures,
     )
     pipeline.save_pretrained(folder / "pipeline")
     return pipeline
+
+
+def image_parts(folder: Path, width: int) -> dict[str, Any]:
+    """The parts of a pipeline that is told the embedding of an image."""
+    from transformers import CLIPImageProcessor, CLIPVisionModel
+
+    make_clip_vision(folder, width)
+    return {
+        "image_encoder": CLIPVisionModel.from_pretrained(folder / "image_encoder"),
+        "image_processor": CLIPImageProcessor.from_pretrained(folder / "image_processor"),
+    }
 
 
 def random_state(config: ModelConfig, seed: int = 7) -> dict[str, torch.Tensor]:
@@ -93,7 +106,8 @@ def save_original_config(folder: Path, config: ModelConfig = SMALL, **changes: o
     """The config.json of the original code."""
     told = {
         "_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": config.width, "eps": config.eps,
-        "ffn_dim": config.ffn, "freq_dim": config.time_dim, "in_dim": config.latent_channels, "model_type": "t2v",
+        "ffn_dim": config.ffn, "freq_dim": config.time_dim, "model_type": "t2v",
+        "in_dim": config.latent_channels + config.given_channels,
         "num_heads": config.heads, "num_layers": config.layers, "out_dim": config.latent_channels, "text_len": 512,
         **changes,
     }  # fmt: skip

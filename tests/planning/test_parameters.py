@@ -28,6 +28,7 @@ VARIANTS = [
     SMALL,
     replace(SMALL, modulation="adaln_zero", fps_conditioning=True, qk_norm=False),
     replace(SMALL, place_embedding=True, cross_attn_norm=False, given_channels=20, patch=(2, 2, 2)),
+    replace(SMALL, given_channels=20, image_dim=40),
 ]
 
 

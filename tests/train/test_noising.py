@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -218,6 +219,39 @@ def test_given_channels_are_the_same_on_other_ranks_and_among_other_neighbours(t
     ):
         common = whole.keys() & other.keys()
         assert len(common) > 20 and all(torch.equal(whole[key], other[key]) for key in common)
+
+
+def test_an_image_embedding_tells_the_first_frame_that_is_given(tmp_path: Path, told: LatentDataset) -> None:
+    write_dataset(str(tmp_path), 18, given=("image_to_video",), image_dim=12)
+    dataset = open_dataset(str(tmp_path))
+    wide = {**WIDE, "model__image_dim": 12, "diffusion__conditions__interpolation": 0.0}
+    config, reader = micro_config(data__uri="x", **wide), ShardReader(dataset, None)
+    index = {sample.sample_id: sample.index for sample in dataset.samples}
+    seen: Counter[str] = Counter()
+    for step in range(3):
+        for batch in make_feed(dataset, **wide).step(step).batches:
+            pack = batch.pack
+            assert pack.image is not None and pack.image.shape == (len(pack.grid), 5, 12)
+            moved = batch.to(torch.device("cpu"), torch.bfloat16).pack.image
+            assert moved is not None and moved.dtype == torch.bfloat16
+            for i, name in enumerate(pack.sample_ids):
+                task = "text"
+                if name:
+                    key = SampleKey(0, name, pack.visits[i])
+                    task = draw_task(config.diffusion.conditions, key, Grid(*pack.grid[i].tolist()))
+                    seen[task] += 1
+                expected = reader.read(index[name]).image if task == "image_to_video" else None
+                assert torch.equal(pack.image[i], torch.zeros(5, 12) if expected is None else expected)
+    assert min(seen["text"], seen["image_to_video"]) >= 3, seen
+    check_given_latents(config, dataset, "data.uri")
+    for other, what in ((told, "no embeddings"), (dataset, "embeddings of width 12")):
+        width = 12 if other is told else 16
+        wrong = micro_config(data__uri="x", **wide | {"model__image_dim": width})
+        with pytest.raises(ConfigError, match=f"stores {what} of first frames.*model.image_dim={width}"):
+            check_given_latents(wrong, other, "data.uri")
+        # and one whose description says more than its shards hold
+        with pytest.raises(DataError, match=r"sample sample-\d+: its shard has an image embedding of"):
+            [make_feed(other, **wide | {"model__image_dim": width}).step(step) for step in range(2)]
 
 
 def test_a_dataset_without_what_is_given_is_refused(dataset: LatentDataset, told: LatentDataset) -> None:

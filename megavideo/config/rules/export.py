@@ -35,7 +35,7 @@ def only_pipelines_have_parts(cfg: ExportRun) -> None:
     remedy = "drop it, or take format=pipeline"
     if cfg.shift is not None:
         raise ConfigError("shift", cfg.shift, f"has no effect with format={cfg.format}", remedy)
-    for name in ("vae", "text_encoder", "tokenizer"):
+    for name in ("vae", "text_encoder", "tokenizer", "image_encoder"):
         how = getattr(cfg.parts, name)
         if how != getattr(PartsConfig, name):
             raise ConfigError(f"parts.{name}", how, f"has no effect with format={cfg.format}", remedy)

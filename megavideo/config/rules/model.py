@@ -69,12 +69,23 @@ def given_channels_fit(cfg: TrainRun) -> None:
         raise ConfigError(field, number, rule, "add diffusion.conditions.image_to_video=1, or drop it")
 
 
-def model_has_no_image_embedding(cfg: TrainRun) -> None:
-    """The network attends to text alone."""
-    if cfg.model.image_dim is not None:
-        rule = "the network attends to no image embedding: image-to-video models of Wan 2.1 cannot run"
-        remedy = "leave model.image_dim out, and take a text-to-video model or one of Wan 2.2"
-        raise ConfigError("model.image_dim", cfg.model.image_dim, rule, remedy)
+def image_embedding_fits(cfg: TrainRun) -> None:
+    """The embedding is of a first frame that further channels tell too, and its rows divide as FP8 does not want."""
+    field, width, conditions = "model.image_dim", cfg.model.image_dim, cfg.diffusion.conditions
+    if width is None:
+        return
+    if not cfg.model.given_channels:
+        rule = "is of the first frame, of which model.given_channels=0 tells nothing"
+        raise ConfigError(field, width, rule, f"take model.given_channels={cfg.model.latent_channels + 4} besides")
+    if conditions.interpolation > 0:
+        rule = f"gives a last frame too, and {field}={width} is of one image"
+        raise ConfigError(
+            "diffusion.conditions.interpolation", conditions.interpolation, rule,
+            "add diffusion.conditions.interpolation=0",
+        )  # fmt: skip
+    if cfg.layers.fp8 != "none":
+        rule = "cannot be in FP8, as the rows of an image's embedding do not divide by 16"
+        raise ConfigError("layers.fp8", cfg.layers.fp8, rule, f"take layers.fp8=none, or a model without {field}")
 
 
 MODEL_RULES = (
@@ -83,5 +94,5 @@ MODEL_RULES = (
     patch_is_positive,
     time_dim_is_even,
     given_channels_fit,
-    model_has_no_image_embedding,
+    image_embedding_fits,
 )

@@ -99,6 +99,14 @@ def given_latents_are_tasks(cfg: EncodeRun) -> None:
         raise ConfigError("given_latents", list(tasks), rule, remedy)
 
 
+def image_encoder_is_of_a_task(cfg: EncodeRun) -> None:
+    """An image's embedding tells more of a first frame, of which further channels tell."""
+    path = cfg.image_encoder.path
+    if path is not None and "image_to_video" not in (cfg.given_latents or ()):
+        rule = "has no effect without given_latents=[image_to_video], which the same models are told"
+        raise ConfigError("image_encoder.path", path, rule, "add given_latents=[image_to_video], or drop it")
+
+
 def encode_patch_is_positive(cfg: EncodeRun) -> None:
     """A patch covers at least one latent point along each axis."""
     if min(cfg.patch) < 1:
@@ -171,6 +179,7 @@ ENCODE_RULES = (
     encode_begins_anew_or_retries,
     encode_patch_is_positive,
     given_latents_are_tasks,
+    image_encoder_is_of_a_task,
     repeats_are_limited_where_they_are_made,
     area_holds_a_patch,
     autoencoder_settings_fit,

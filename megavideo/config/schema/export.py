@@ -18,11 +18,13 @@ class PartsConfig:
     """How the pretrained parts of a pipeline get into its folder: `copy`, symbolic `link`, or `none` to leave one out.
 
     A pipeline without text encoder is given prompts that are encoded already, one without autoencoder gives latents.
+    `image_encoder` is there, with its processor, for models with `model.image_dim`.
     """
 
     vae: Part = "copy"
     text_encoder: Part = "copy"
     tokenizer: Part = "copy"
+    image_encoder: Part = "copy"
 
 
 @dataclass(frozen=True, kw_only=True)

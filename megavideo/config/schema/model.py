@@ -20,7 +20,7 @@ class ModelConfig:
 
     `given_channels` are further input channels beside the latent ones (Wan's image-to-video models have 20: 4 of a mask
     and 16 of the latent that is given). `image_dim` is the width of an image embedding to which cross-attention attends
-    besides the text (Wan 2.1's image-to-video models).
+    besides the text (Wan 2.1's image-to-video models: 1280); None for models without.
     """
 
     layers: int = setting(minimum=1)

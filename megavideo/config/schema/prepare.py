@@ -70,6 +70,16 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageEncoderConfig:
+    """The encoder of first frames (`image_encoder`): the `CLIPVisionModel` in the folder `path`; none without.
+
+    The folder is that of a pipeline of Wan 2.1 with `image_encoder` and `image_processor`, or holds both itself.
+    """
+
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodeRun:
     """All settings of `megavideo encode`.
 
@@ -85,7 +95,8 @@ class EncodeRun:
 
     `given_latents` are tasks for which models with `model.given_channels` will be trained: beside each clip's latent
     those of its first frame alone, or of its first and last (`interpolation`), are stored, with grey frames in place of
-    the others. Each takes as many bytes as the clip's latent, and as long to encode.
+    the others. Each takes as many bytes as the clip's latent, and as long to encode. With `image_encoder.path` the
+    embedding of the first frame is stored too, for models with `model.image_dim`: 257 x 1280 halves by Wan 2.1's.
 
     Clips are encoded in units of `unit_clips`, each by one of `workers` processes (default: one a GPU, else this one
     alone). `shard` is the share of the units that this task encodes, `0/4` to `3/4` (default: its share of a SLURM job
@@ -109,3 +120,4 @@ class EncodeRun:
     store: ClipStoreConfig = field(default_factory=ClipStoreConfig)
     autoencoder: AutoencoderConfig
     text_encoder: TextEncoderConfig
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()

@@ -58,7 +58,8 @@ class DatasetInfo:
     `checksums` are SHA-256 sums of the small files by name; shards carry their own. `num_bytes` are those of shards,
     manifest and index. `num_plans` tells how many lists of work it comes from. `psnr_db` is the autoencoder's on
     `psnr_clips` clips, from the latents as stored. `frames` tells what of its clips' frames it shows. `given_latents`
-    are the tasks whose given frames are stored too. `version` is 0 in the format that had none.
+    are the tasks whose given frames are stored too, `image_dim` is the width of the embeddings of first frames, if they
+    are. `version` is 0 in the format that had none.
     """
 
     format: int
@@ -78,6 +79,7 @@ class DatasetInfo:
     psnr_clips: Count = 0
     frames: FrameCounts = NOT_COUNTED
     given_latents: tuple[GivenTask, ...] = ()
+    image_dim: Size | None = None
 
     @property
     def index_name(self) -> str:
@@ -157,7 +159,9 @@ def info_bytes(info: DatasetInfo) -> bytes:
     """The content of `dataset.json`."""
     value = asdict(info)
     if info.format == _OLD_FORMAT:
-        for name in ("version", "num_plans", "num_bytes", "psnr_db", "psnr_clips", "frames", "given_latents"):
+        for name in (
+            "version", "num_plans", "num_bytes", "psnr_db", "psnr_clips", "frames", "given_latents", "image_dim",
+        ):  # fmt: skip
             del value[name]
         for clip in value["dropped"]:
             del clip["clip_id"]

@@ -25,7 +25,7 @@ COLUMNS = {
     "fps": "float64",
     **CAPTION_COLUMNS,
 }
-_KNOWN_COLUMNS = {**COLUMNS, **given_columns(tuple(GIVEN_COLUMNS))}
+_KNOWN_COLUMNS = {**COLUMNS, **given_columns(tuple(GIVEN_COLUMNS), with_image=True)}
 _BYTES_OF_COLUMNS = {"fps": 8}  # of those whose values are all of one length
 _REMEDY = "encode again with overwrite=true, and use no dataset of those whom you do not trust"
 

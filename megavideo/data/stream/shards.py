@@ -19,7 +19,7 @@ from streaming.base.format.mds.reader import MDSReader
 from megavideo.border.names import shown
 from megavideo.data.dataset.caption_texts import split_texts
 from megavideo.data.dataset.dataset import LatentDataset
-from megavideo.data.dataset.given_latents import given_of_row
+from megavideo.data.dataset.given_latents import given_of_row, image_of_row
 from megavideo.data.dataset.index import ShardEntry
 from megavideo.data.storage.local import LocalStorage
 from megavideo.data.stream.cache import ShardCache
@@ -37,7 +37,7 @@ class LatentSample:
 
     Where it has several captions, `texts` are all of them, `weights` how often each is to be drawn, and `text` is the
     heaviest; else both are empty. `given` holds, for the tasks that the dataset stores, latents of a video with only
-    their given frames and grey ones in place of the others.
+    their given frames and grey ones in place of the others, and `image` [I, E] the embedding of the first frame.
     """
 
     latent: torch.Tensor
@@ -46,6 +46,7 @@ class LatentSample:
     texts: tuple[torch.Tensor, ...] = ()
     weights: tuple[float, ...] = ()
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    image: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,17 @@ class ShardReader:
         try:
             arrays, weights = split_texts(row)
             given: dict[str, torch.Tensor] = {task: _float_tensor(array) for task, array in given_of_row(row).items()}
+            embedding = image_of_row(row)
         except ValueError as error:
             raise DataError(
                 f"{self._dataset.uri}: sample {index}: {error}. Remedy: encode again with overwrite=true"
             ) from error
         texts = tuple(_float_tensor(array) for array in arrays)
         latent, fps = _float_tensor(row["latent"]), float(row["fps"])
+        image = None if embedding is None else _float_tensor(embedding)
         if len(texts) == 1:
-            return LatentSample(latent, texts[0], fps, given=given)
-        return LatentSample(latent, texts[weights.index(max(weights))], fps, texts, weights, given)
+            return LatentSample(latent, texts[0], fps, given=given, image=image)
+        return LatentSample(latent, texts[weights.index(max(weights))], fps, texts, weights, given, image)
 
     def _number(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))

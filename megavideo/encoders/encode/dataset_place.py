@@ -37,7 +37,7 @@ from megavideo.errors import ConfigError, DataError
 
 ENCODE_NAME = "encode.json"
 _FORMAT = 2
-_FIXED = ("area", "max_frames", "fps", "patch", "given_latents", "autoencoder", "text_encoder")
+_FIXED = ("area", "max_frames", "fps", "patch", "given_latents", "autoencoder", "text_encoder", "image_encoder")
 _OF_EACH_TASK = ("src", "store", "out", "workers", "shard", "overwrite")
 # Deleted in this order: what makes a dataset of it first, what tells whose files these are last.
 _CLEARED = (
@@ -61,6 +61,7 @@ class Place:
     space_ratio: int
     null_text_checksum: str
     given_latents: tuple[GivenTask, ...] = ()
+    image_dim: int | None = None
 
 
 def check_place(cfg: EncodeRun) -> tuple[Storage, bool]:
@@ -97,7 +98,8 @@ def begin_place(cfg: EncodeRun, storage: Storage, encoders: Encoders, folder: Pa
         return open_place(storage, folder)
     made = folder / "made"
     made.mkdir()
-    save_encoders(made, encoders.autoencoder, encoders.text_encoder)
+    image_encoder = encoders.image_encoder
+    save_encoders(made, encoders.autoencoder, encoders.text_encoder, image_encoder)
     null_text = null_text_bytes(to_half(encoders.text_encoder.encode([""])[0]))
     content = {path.relative_to(made).as_posix(): path.read_bytes() for path in _files(made)}
     value = {
@@ -109,6 +111,7 @@ def begin_place(cfg: EncodeRun, storage: Storage, encoders: Encoders, folder: Pa
         "space_ratio": encoders.autoencoder.space_ratio,
         "null_text": checksum(null_text),
         "encoders": {name: checksum(data) for name, data in content.items()},
+        **({} if image_encoder is None else {"image_dim": image_encoder.dim}),
     }
     for name, data in content.items():
         storage.write_bytes(ENCODERS_PREFIX + name, data)
@@ -141,6 +144,7 @@ def open_place(storage: Storage, folder: Path) -> Place:
             space_ratio=begun.space_ratio,
             null_text_checksum=begun.null_text,
             given_latents=begun.given_latents,
+            image_dim=begun.image_dim,
         )
     except Refused as error:
         raise _damaged(storage, ENCODE_NAME, error) from error
@@ -184,6 +188,7 @@ def planned_settings(cfg: EncodeRun) -> dict[str, Any]:
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    old = {} if old is None and isinstance(new, dict) else old  # of a time when there were no such settings
     if isinstance(old, dict) and isinstance(new, dict):
         for name in new:
             yield from _differences(f"{path}.{name}" if path else name, old.get(name), new[name])
@@ -203,6 +208,7 @@ class _Begun:
     space_ratio: Size
     null_text: str
     encoders: dict[str, str]
+    image_dim: Size | None = None
 
     @property
     def patch(self) -> tuple[int, int, int]:

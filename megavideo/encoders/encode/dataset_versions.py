@@ -133,6 +133,7 @@ def publish_units(place: Place, before: Version | None, gathered: Gathered, num_
         psnr_clips=psnr_clips,
         frames=gathered.frames,
         given_latents=place.given_latents,
+        image_dim=place.image_dim,
     )
     return publish_version(place.storage, info, gathered.shards, manifest)
 

@@ -28,7 +28,7 @@ from megavideo.data.dataset.dataset import (
     parse_info,
     version_name,
 )
-from megavideo.data.dataset.given_latents import GIVEN_COLUMNS, given_columns
+from megavideo.data.dataset.given_latents import GIVEN_COLUMNS, IMAGE_COLUMN, given_columns
 from megavideo.data.dataset.index import COLUMNS, ShardEntry, index_bytes, read_index
 from megavideo.data.storage.files import writing
 from megavideo.data.storage.protocol import Storage
@@ -43,11 +43,18 @@ class ShardWriter:
     """Writes samples to shards, moving each to the storage as soon as it is full. Made by `writing_shards`.
 
     A shard is stored as `prefix`, its number and its hash. Samples come with latents of what is given for the tasks
-    `given`. A disk that refuses is a DataError.
+    `given`, and `with_image` with the embedding of the first frame. A disk that refuses is a DataError.
     """
 
     def __init__(
-        self, storage: Storage, prefix: str, staging: Path, shard_bytes: int, given: Sequence[GivenTask] = ()
+        self,
+        storage: Storage,
+        prefix: str,
+        staging: Path,
+        shard_bytes: int,
+        given: Sequence[GivenTask] = (),
+        *,
+        with_image: bool = False,
     ) -> None:
         from streaming import MDSWriter
 
@@ -57,7 +64,7 @@ class ShardWriter:
         self._staging = staging / "shards"
         self._names: dict[str, tuple[str, str]] = {}
         self._shards = MDSWriter(
-            columns={**COLUMNS, **given_columns(given)}, out=str(self._staging), hashes=[_HASH],
+            columns={**COLUMNS, **given_columns(given, with_image=with_image)}, out=str(self._staging), hashes=[_HASH],
             size_limit=shard_bytes, max_workers=1,
         )  # fmt: skip
 
@@ -68,13 +75,15 @@ class ShardWriter:
         texts: Sequence[np.ndarray],
         weights: Sequence[float],
         given: Mapping[GivenTask, np.ndarray] | None = None,
+        image: np.ndarray | None = None,
     ) -> None:
         """Append a sample: latent [C, t, h, w], float16, and of each caption its text [L, text_dim] and weight.
 
-        `given` are latents of the same size, one a task.
+        `given` are latents of the same size, one a task; `image` [I, E] is the embedding of the first frame.
         """
         row: dict[str, Any] = {"sample_id": sample.sample_id, "latent": latent, "caption": sample.caption}
         row |= {GIVEN_COLUMNS[task]: values for task, values in (given or {}).items()}
+        row |= {} if image is None else {IMAGE_COLUMN: image}
         with writing(self._staging):
             self._shards.write(row | {"fps": np.float64(sample.fps)} | join_texts(texts, weights))
         self.num_samples += 1
@@ -108,10 +117,16 @@ class ShardWriter:
 
 @contextmanager
 def writing_shards(
-    storage: Storage, prefix: str, staging: Path, shard_bytes: int, given: Sequence[GivenTask] = ()
+    storage: Storage,
+    prefix: str,
+    staging: Path,
+    shard_bytes: int,
+    given: Sequence[GivenTask] = (),
+    *,
+    with_image: bool = False,
 ) -> Iterator[ShardWriter]:
     """A writer of shards that are made in `staging`, a folder for this alone."""
-    writer = ShardWriter(storage, prefix, staging, shard_bytes, given)
+    writer = ShardWriter(storage, prefix, staging, shard_bytes, given, with_image=with_image)
     try:
         yield writer
     except BaseException:

@@ -51,6 +51,7 @@ from megavideo.encoders.folder import (
     build_text_encoder,
     move_weights,
 )
+from megavideo.encoders.image_encoder import build_image_encoder
 from megavideo.errors import ConfigError, DataError
 
 _INGEST_FOLDER = "ingest"
@@ -129,7 +130,7 @@ def encode(cfg: EncodeRun) -> EncodeReport:
         source = ClipSource(root, limits, *autoencoder_ratios(cfg.autoencoder))
         _check_any_fits(cfg, listed, source)
         place = open_place(storage, staging) if begun else _begin(cfg, storage, _fitting(listed, source), staging)
-        move_weights(place.encoders, cfg.autoencoder, cfg.text_encoder)
+        move_weights(place.encoders, cfg.autoencoder, cfg.text_encoder, cfg.image_encoder)
         return _encode(cfg, place, _Work(listed, source, share, owner), staging)
 
 
@@ -216,7 +217,9 @@ def _check_alone(cfg: EncodeRun, share: Share) -> None:
 def _begin(cfg: EncodeRun, storage: Storage, clips: Iterable[PlannedClip], staging: Path) -> Place:
     text_encoder = build_text_encoder(cfg.text_encoder)
     autoencoder = build_autoencoder(cfg.autoencoder, lambda count: fitting_videos(clips, count))
-    return begin_place(cfg, storage, Encoders(autoencoder, text_encoder), staging)
+    path = cfg.image_encoder.path
+    image_encoder = None if path is None else build_image_encoder(path)
+    return begin_place(cfg, storage, Encoders(autoencoder, text_encoder, image_encoder), staging)
 
 
 @contextmanager

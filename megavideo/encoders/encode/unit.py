@@ -77,7 +77,7 @@ class UnitEncoder:
     """Encodes units of clips of `source` into `storage`.
 
     `staging` is a local folder of this process alone, `key` that of the place. For the tasks `given` what they give of
-    a clip is encoded too.
+    a clip is encoded too, and its first frame where there is an encoder of images.
     """
 
     def __init__(
@@ -107,7 +107,9 @@ class UnitEncoder:
         tally = _Tally()
         clips = self._clips(job, tally)
         prefix = SHARDS_PREFIX + job.unit.name
-        with writing_shards(self._storage, prefix, self._staging, self._shard_bytes, self._given) as writer:
+        with_image = self._encoders.image_encoder is not None
+        place = (self._storage, prefix, self._staging, self._shard_bytes)
+        with writing_shards(*place, self._given, with_image=with_image) as writer:
             for clip, read in read_ahead(clips):
                 if isinstance(read, DataError):
                     tally.drop(clip, read)
@@ -137,6 +139,7 @@ class UnitEncoder:
         try:
             latent = to_half(autoencoder.encode(read.video))
             given = {task: self._encoded_given(read.video, latent, task) for task in self._given}
+            image = self._encoded_image(read.video)
         except torch.OutOfMemoryError as error:
             frames, height, width = clip.pixels
             raise DataError(
@@ -144,7 +147,8 @@ class UnitEncoder:
                 "anew (another out=, or overwrite=true) with autoencoder.tile=256 or less, a smaller area or max_frames"
             ) from error
         texts = [to_half(text) for text in text_encoder.encode([caption.text for caption in captions])]
-        if not all(np.isfinite(values).all() for values in (latent, *texts, *given.values())):
+        images = () if image is None else (image,)
+        if not all(np.isfinite(values).all() for values in (latent, *texts, *given.values(), *images)):
             tally.drop(clip, "its latent or text is not finite in float16")
             return
         # The first list's first clips are as good as any, since the order is that of a hash.
@@ -161,12 +165,19 @@ class UnitEncoder:
             caption=clip.row.caption,
             source=clip.row.file,
         )
-        writer.add(sample, latent, texts, [caption.weight for caption in captions], given)
+        writer.add(sample, latent, texts, [caption.weight for caption in captions], given, image)
         pairs = list(zip(captions, lengths, strict=True))
         more = {"scores": clip.row.scores, "unit": unit.name, SOURCE_FRAMES: asdict(read.use)}
         tally.rows.append(manifest_row(sample, clip.pixels, pairs, **more))
         most = text_encoder.max_tokens
         tally.captions_cut += sum(text_encoder.count_tokens(caption.text) > most for caption in captions)
+
+    def _encoded_image(self, video: torch.Tensor) -> np.ndarray | None:
+        encoder = self._encoders.image_encoder
+        if encoder is None:
+            return None
+        frame = (video[:, 0] + 1.0) * 127.5  # the bytes that it was made of
+        return to_half(encoder.encode(frame.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()))
 
     def _encoded_given(self, video: torch.Tensor, latent: np.ndarray, task: GivenTask) -> np.ndarray:
         # of an image nothing is ever given: its own latent fills the place

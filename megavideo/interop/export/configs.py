@@ -33,8 +33,7 @@ def check_expressible(config: ModelConfig) -> None:
 
 def diffusers_config(config: ModelConfig) -> dict[str, object]:
     """That of `WanTransformer3DModel`."""
-    absent = {"added_kv_proj_dim": None, "image_dim": None, "pos_embed_seq_len": None}
-    return {**_head("WanTransformer3DModel"), **wan_config(config), **absent}
+    return {**_head("WanTransformer3DModel"), **wan_config(config), "pos_embed_seq_len": None}
 
 
 def original_config(config: ModelConfig) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The pretrained parts of a pipeline: autoencoder, text encoder and tokenizer that a run's dataset was made with."""
+"""The pretrained parts of a pipeline: autoencoder, encoders and tokenizer that a run's dataset was made with."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from megavideo.data.dataset.dataset import ENCODERS_PREFIX
 from megavideo.data.storage.open import download_all, open_storage
 from megavideo.encoders.families import FAMILIES
 from megavideo.encoders.folder import DESCRIPTION_NAME, WAN_TEXT_TOKENS, EncoderKinds, encoder_kinds
+from megavideo.encoders.image_encoder import (
+    IMAGE_ENCODER_PART,
+    IMAGE_PROCESSOR_PART,
+    PROCESSOR_FILE,
+    ImageEncoder,
+)
 from megavideo.encoders.pretrained import PretrainedFolder
 from megavideo.encoders.text.transformers_text import TEXT_CLASSES, kept_text_encoder, open_tokenizer, tokenizer_place
 from megavideo.encoders.video.loaded import kept_autoencoder
@@ -31,7 +37,10 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 
 @dataclass(frozen=True)
 class Part:
-    """A folder of a pipeline: `files` that are copied, or linked, and a `config` where that is not the one there."""
+    """A folder of a pipeline: `files` that are copied, or linked, and a `config` where that is not the one there.
+
+    It is written as `config_name`.
+    """
 
     name: str
     library: str
@@ -39,6 +48,7 @@ class Part:
     files: tuple[Path, ...]
     linked: bool
     config: Mapping[str, object] | None = None
+    config_name: str = _CONFIG
 
     @property
     def num_bytes(self) -> int:
@@ -55,7 +65,7 @@ class Part:
             shutil.copyfile(path, folder / path.name)
             on_bytes(path.stat().st_size)
         if self.config is not None:
-            write_json(folder / _CONFIG, self.config)
+            write_json(folder / self.config_name, self.config)
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ def run_encoders(source: ExportSource, parts: PartsConfig) -> Iterator[RunEncode
     Raises DataError where they are in neither.
     """
     here = source.folder.parent.parent / "encoders"
-    if parts == PartsConfig(vae="none", text_encoder="none", tokenizer="none"):
+    if parts == PartsConfig(vae="none", text_encoder="none", tokenizer="none", image_encoder="none"):
         yield RunEncoders(here, None)
         return
     if (here / DESCRIPTION_NAME).is_file():
@@ -127,7 +137,24 @@ def plan_parts(asked: PartsConfig, run: TrainRun, encoders: RunEncoders) -> tupl
         if how != "none":
             _check_text_kind(encoders.kinds.text_encoder)
             parts.append(planned(name, how == "link", kept_text_encoder(encoders.folder)[0]))
+    if run.model.image_dim is not None and asked.image_encoder != "none":
+        parts += _image_encoder(asked.image_encoder == "link", run.model.image_dim, encoders)
     return tuple(parts)
+
+
+def _image_encoder(linked: bool, width: int, encoders: RunEncoders) -> tuple[Part, Part]:
+    """It and its processor."""
+    if encoders.kinds is None or encoders.kinds.image_encoder == "none":
+        rule = f"the run keeps no encoder of images, of whose embeddings its model is told (model.image_dim={width})"
+        raise ConfigError("parts.image_encoder", "copy", rule, "take parts.image_encoder=none")
+    kept = ImageEncoder.load(encoders.folder)
+    files = _files(kept.folder.path, (_CONFIG, *_WEIGHTS))
+    return (
+        Part(IMAGE_ENCODER_PART, "transformers", "CLIPVisionModel", files, linked),
+        Part(
+            IMAGE_PROCESSOR_PART, "transformers", "CLIPImageProcessor", (), linked, kept.processor, PROCESSOR_FILE
+        ),
+    )  # fmt: skip
 
 
 def _vae(linked: bool, run: TrainRun, folder: Path, kind: str) -> Part:

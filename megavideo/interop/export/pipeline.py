@@ -69,8 +69,8 @@ def plan_pipeline(cfg: ExportRun, run: TrainRun, encoders: RunEncoders) -> Pipel
         "transformer_2": _ABSENT if cfg.low_ckpt is None else transformer,
         "scheduler": ("diffusers", "UniPCMultistepScheduler"),
         **dict.fromkeys(("vae", "text_encoder", "tokenizer"), _ABSENT),
-        **{part.name: (part.library, part.class_name) for part in parts},
         **({"image_encoder": _ABSENT, "image_processor": _ABSENT} if with_image else {}),
+        **{part.name: (part.library, part.class_name) for part in parts},
     }
     return Pipeline(index, shift, parts, _notes(run, {part.name for part in parts}, encoders))
 
@@ -107,7 +107,9 @@ def _shift(cfg: ExportRun, run: TrainRun) -> float:
 
 def _notes(run: TrainRun, parts: set[str], encoders: RunEncoders) -> tuple[str, ...]:
     notes = []
-    missing = [name for name in ("vae", "text_encoder", "tokenizer") if name not in parts]
+    wanted = ["vae", "text_encoder", "tokenizer"]
+    wanted += [] if run.model.image_dim is None else ["image_encoder", "image_processor"]
+    missing = [name for name in wanted if name not in parts]
     if missing:
         notes.append(f"left out, so give from_pretrained {', '.join(f'{name}=None' for name in missing)}")
     if encoders.unpadded_tokens is not None:

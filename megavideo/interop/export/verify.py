@@ -28,7 +28,8 @@ from megavideo.types import Grid, PackedBatch
 
 LIMIT = 1e-5
 _TOKENS = (3, 4, 6)  # of the sample, over time, height and width
-_TEXT_TOKENS = 12
+_TEXT_TOKENS, _PADDED_TEXT_TOKENS = 12, 512
+_IMAGE_ROWS = 9
 _TIMESTEP = 617.0
 
 # from the name and value of a parameter of ours to the value that was written, in float32
@@ -51,12 +52,15 @@ class Verified:
 
 @dataclass(frozen=True)
 class Sample:
-    """A noisy latent [C, T, H, W] with a text [L, text_dim], and further input channels [G, T, H, W], if any."""
+    """A noisy latent [C, T, H, W] with a text [L, text_dim]; if any, further input channels [G, T, H, W] and an image's
+    embedding [I, E].
+    """
 
     latent: torch.Tensor
     text: torch.Tensor
     timestep: float
     given: torch.Tensor | None = None
+    image: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -82,9 +86,12 @@ def sample_for(config: ModelConfig) -> Sample:
     generator = torch.Generator().manual_seed(0)
     size = [tokens * side for tokens, side in zip(_TOKENS, config.patch, strict=True)]
     latent = torch.randn(config.latent_channels, *size, generator=generator)
-    text = torch.randn(_TEXT_TOKENS, config.text_dim, generator=generator)
+    # beside an image diffusers takes the last 512 rows for the text, whatever their number
+    text_tokens = _TEXT_TOKENS if config.image_dim is None else _PADDED_TEXT_TOKENS
+    text = torch.randn(text_tokens, config.text_dim, generator=generator)
     given = torch.randn(config.given_channels, *size, generator=generator) if config.given_channels else None
-    return Sample(latent, text, _TIMESTEP, given)
+    image = None if config.image_dim is None else torch.randn(_IMAGE_ROWS, config.image_dim, generator=generator)
+    return Sample(latent, text, _TIMESTEP, given, image)
 
 
 def load_theirs(files: Sequence[Path], dialect: Dialect, config: ModelConfig) -> Any:
@@ -101,7 +108,8 @@ def their_output(model: Any, sample: Sample) -> torch.Tensor:
     """Tokens [N, P]."""
     timestep = torch.tensor([sample.timestep])
     latent = sample.latent if sample.given is None else torch.cat([sample.latent, sample.given])
-    output = model(latent[None], timestep, sample.text[None], return_dict=False)[0]
+    image = None if sample.image is None else sample.image[None]
+    output = model(latent[None], timestep, sample.text[None], image, return_dict=False)[0]
     return patchify(output[0], tuple(model.config.patch_size))
 
 
@@ -124,5 +132,6 @@ def our_output(model: DiT, sample: Sample) -> torch.Tensor:
         bounds=bounds,
         text_bounds=text_bounds,
         given=None if sample.given is None else patchify(sample.given, model.config.patch),
+        image=None if sample.image is None else sample.image[None],
     )
     return model(batch)

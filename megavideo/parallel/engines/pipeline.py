@@ -19,9 +19,10 @@ from megavideo.parallel.engines.engine import BaseOptimizer, Engine, EnginePlan,
 from megavideo.parallel.engines.step_loss import StepLoss
 from megavideo.types import PackedBatch
 
-# the last is there only for models that take it
+# the last two are there only for models that take them, an image only where channels are given
 _BATCH_FIELDS = (
     "tokens", "cu_seqlens", "grid", "text", "cu_seqlens_text", "fps", "timestep", "condition_mask", "given",
+    "image",
 )  # fmt: skip
 # what DeepSpeed puts before a parameter's name, besides the stage's number
 _WRAPPED = "dit."
@@ -123,7 +124,8 @@ def _to_batch(inputs: tuple[torch.Tensor, ...], bounds: PackBounds) -> PackedBat
 def _from_hidden(hidden: Hidden) -> tuple[torch.Tensor, ...]:
     facts = hidden.facts
     tables = (hidden.time,) if hidden.modulation is None else (hidden.time, hidden.modulation)
-    return hidden.x, *tables, hidden.text, facts.cu_seqlens, facts.cu_seqlens_text, facts.grid, facts.given
+    image = () if hidden.image is None else (hidden.image,)
+    return hidden.x, *tables, hidden.text, *image, facts.cu_seqlens, facts.cu_seqlens_text, facts.grid, facts.given
 
 
 def _with_gradient(part: torch.Tensor) -> torch.Tensor:
@@ -135,6 +137,7 @@ def _with_gradient(part: torch.Tensor) -> torch.Tensor:
 def _to_hidden(inputs: tuple[torch.Tensor, ...], dit: DiT, bounds: PackBounds) -> Hidden:
     x, time, *rest = inputs
     modulation = rest.pop(0) if dit.config.modulation == "adaln" else None
+    image = rest.pop(1) if dit.config.image_dim is not None else None
     text, cu_seqlens, cu_seqlens_text, grid, given = rest
     facts = PackFacts(cu_seqlens, cu_seqlens_text, grid, given, bounds)
-    return Hidden(x, time, modulation, text, facts)
+    return Hidden(x, time, modulation, text, facts, image)

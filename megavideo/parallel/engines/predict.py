@@ -125,6 +125,7 @@ def _receive(engine: Engine, pack: PackedBatch, dit: DiT, pp_rank: int) -> Hidde
     rows, width = 2 * pack.grid.shape[0], dit.config.width
     own = engine.plan.mesh.own_tokens(pack.tokens.shape[0])
     text = engine.plan.mesh.own_text(pack.text.shape[0])
+    image = None if pack.image is None else engine.plan.mesh.own_text(pack.image.shape[0] * pack.image.shape[1])
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=pack.tokens.dtype, device=pack.tokens.device)
@@ -135,6 +136,7 @@ def _receive(engine: Engine, pack: PackedBatch, dit: DiT, pp_rank: int) -> Hidde
         modulation=empty(rows, 6, width) if dit.config.modulation == "adaln" else None,
         text=empty(text.stop - text.start, width),
         facts=PackFacts.of(pack),
+        image=None if image is None else empty(image.stop - image.start, width),
     )
     peer = _peer(engine, pp_rank)
     for values in _parts(hidden):
@@ -144,7 +146,8 @@ def _receive(engine: Engine, pack: PackedBatch, dit: DiT, pp_rank: int) -> Hidde
 
 def _parts(hidden: Hidden) -> tuple[torch.Tensor, ...]:
     tables = (hidden.time,) if hidden.modulation is None else (hidden.time, hidden.modulation)
-    return hidden.x, *tables, hidden.text
+    image = () if hidden.image is None else (hidden.image,)
+    return hidden.x, *tables, hidden.text, *image
 
 
 def _peer(engine: Engine, pp_rank: int) -> int:

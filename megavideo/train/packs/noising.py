@@ -65,7 +65,7 @@ class TrainBatch:
 
     def _mapped(self, change: Callable[[torch.Tensor, torch.dtype], torch.Tensor], dtype: torch.dtype) -> TrainBatch:
         """Each tensor changed to what it is to be: the model's inputs in `dtype`, others as they are."""
-        inputs = {id(self.pack.tokens), id(self.pack.text), id(self.pack.given)}
+        inputs = {id(self.pack.tokens), id(self.pack.text), id(self.pack.given), id(self.pack.image)}
         return self.with_tensors([change(t, dtype if id(t) in inputs else t.dtype) for t in self.tensors()])
 
     def _in_pack(self) -> list[str]:
@@ -107,16 +107,17 @@ def tell_given(
     config: DiffusionConfig,
     model: ModelConfig,
 ) -> PackedBatch:
-    """The pack with the further input channels of a model that has such; of other models as it is.
+    """The pack with the further input channels of a model that has such, and image embeddings; of others as it is.
 
-    They tell what the task drawn by a sample's key gives, from the latents stored for it, and are zero where it gives
-    nothing. Raises DataError for a sample without these latents.
+    They tell what the task drawn by a sample's key gives, from what is stored for it, and are zero where it gives
+    nothing. Raises DataError for a sample of which it is not stored.
     """
     if not model.given_channels:
         return pack
     channels = pack.tokens.new_zeros(pack.tokens.shape[0], model.given_dim)
+    image = None if model.image_dim is None else _no_images(pack, samples, model.image_dim)
     begin = 0
-    for segment, sample, key in zip(segments, samples, keys, strict=True):
+    for i, (segment, sample, key) in enumerate(zip(segments, samples, keys, strict=True)):
         end = begin + segment.grid.num_tokens
         task = draw_task(config.conditions, key, segment.grid)
         if task != "text":
@@ -127,8 +128,26 @@ def tell_given(
                 )
             told = patchify(sample.given[task], model.patch)
             channels[begin:end] = given_channels(told, task, segment.grid, model)
+            if image is not None:
+                image[i] = _image_of(segment, sample, image.shape[1:])
         begin = end
-    return dataclasses.replace(pack, given=channels)
+    return dataclasses.replace(pack, given=channels, image=image)
+
+
+def _no_images(pack: PackedBatch, samples: Sequence[LatentSample], width: int) -> torch.Tensor:
+    """Zeros [K, I, E] for a pack of samples whose embeddings have I rows."""
+    rows = next((len(sample.image) for sample in samples if sample.image is not None), 1)
+    return pack.tokens.new_zeros(len(pack.grid), rows, width)
+
+
+def _image_of(segment: PackSegment, sample: LatentSample, size: Sequence[int]) -> torch.Tensor:
+    found = None if sample.image is None else tuple(sample.image.shape)
+    if sample.image is None or found != tuple(size):
+        raise DataError(
+            f"sample {segment.sample_id}: its shard has an image embedding of {found}, and {tuple(size)} is needed. "
+            "Remedy: encode again with overwrite=true"
+        )
+    return sample.image
 
 
 def noise_pack(

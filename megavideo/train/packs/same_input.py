@@ -70,7 +70,7 @@ def _faults(ranks: Sequence[int], hashes: Sequence[Sequence[int]]) -> list[str]:
 def _values(batch: TrainBatch) -> dict[str, tuple[object, ...]]:
     pack = batch.pack
     terms = () if batch.terms is None else batch.terms.tensors()
-    given = () if pack.given is None else (pack.given,)
+    given = tuple(tensor for tensor in (pack.given, pack.image) if tensor is not None)
     return {
         "samples": (pack.sample_ids, pack.visits, pack.cu_seqlens, pack.bounds, pack.grid, pack.fps),
         "texts": (pack.cu_seqlens_text, pack.text_bounds, pack.text),

@@ -186,7 +186,7 @@ def _key(segment: PackSegment) -> SampleKey:
 
 
 def _num_bytes(batch: PackedBatch) -> int:
-    given = 0 if batch.given is None else batch.given.nbytes
+    given = sum(tensor.nbytes for tensor in (batch.given, batch.image) if tensor is not None)
     return int(batch.tokens.nbytes + batch.text.nbytes + given)
 
 
