@@ -249,6 +249,7 @@ LOOKS: Mapping[str, Callable[[Path, Path], Sequence[str]]] = {
         "doctor", f"data={latents}", "tokens_per_pack=64", "text_tokens_per_pack=64",
     ],
     "doctor": lambda run, latents: ["doctor", "attention.tokens=64", "attention.segments=1"],
+    "plan": lambda run, latents: ["plan", "run=wan_1b", "cluster=h100_ib", "--json"],
     "parity": lambda run, latents: ["parity", "dp2-zero1", "--steps", "1", "--layers", "1", "--tokens", "16"],
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,9 +149,9 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[np.nda
         def __init__(self, inner: dataset.ShardWriter) -> None:
             self.inner = inner
 
-        def add(self, sample: SampleInfo, latent: np.ndarray, texts: list[np.ndarray], weights: list[float]) -> None:
+        def add(self, sample: SampleInfo, latent: np.ndarray, *given: Any) -> None:
             change(latent)
-            self.inner.add(sample, latent, texts, weights)
+            self.inner.add(sample, latent, *given)
 
     shards_in = dataset._shards_in
     from contextlib import contextmanager

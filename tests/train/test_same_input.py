@@ -89,6 +89,7 @@ CHANGES: list[tuple[str, Callable[[], TrainBatch]]] = [
     ("noise", lambda: with_pack(tokens=torch.full((8, 2), 1e-30))),
     ("noise", lambda: with_pack(condition_mask=torch.ones(8, dtype=torch.bool))),
     ("noise", lambda: with_pack(given=torch.ones(8, 5))),
+    ("noise", lambda: with_pack(image=torch.ones(2, 3, 5))),
     ("noise", lambda: dataclasses.replace(batch(), target=torch.ones(8, 2))),
     ("noise", lambda: dataclasses.replace(batch(), weight=torch.zeros(8))),
     ("noise", lambda: dataclasses.replace(batch(), terms=TERMS)),
