@@ -11,8 +11,9 @@ from megavideo.config.rules.model import rotary_split
 from megavideo.config.schema.fit import ShapeConfig
 from megavideo.config.schema.model import ModelConfig
 from megavideo.errors import ConfigError
+from megavideo.planning.parameters import num_parameters
 from megavideo.scaling.law import Law
-from megavideo.scaling.shapes import flops_per_token, num_parameters, shapes
+from megavideo.scaling.shapes import flops_per_token, shapes
 
 _SHOWN_BESIDE = 3
 

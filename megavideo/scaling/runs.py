@@ -19,8 +19,8 @@ from megavideo.observe.metrics import read_metrics
 from megavideo.observe.rows import read_rows
 from megavideo.observe.run_folder import RunFolder
 from megavideo.observe.status import find_runs
+from megavideo.planning.parameters import num_parameters
 from megavideo.scaling.points import Points, group_budgets
-from megavideo.scaling.shapes import num_parameters
 
 _log = logging.getLogger(__name__)
 

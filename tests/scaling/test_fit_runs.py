@@ -13,8 +13,8 @@ from megavideo.config.dump import to_yaml
 from megavideo.config.load import load
 from megavideo.config.schema.train import TrainRun
 from megavideo.errors import DataError
+from megavideo.planning.parameters import num_parameters
 from megavideo.scaling.runs import read_run, read_runs
-from megavideo.scaling.shapes import num_parameters
 
 WORDS = ("run=micro", "data.uri=made", "train.steps=4", "optim.warmup_steps=1", "validation.every=2")
 STEPS = 4

@@ -16,9 +16,10 @@ from megavideo.errors import ConfigError
 from megavideo.model.dit import DiT
 from megavideo.model.layers import LocalLayers
 from megavideo.planning.flops import BlockShape, train_flops
+from megavideo.planning.parameters import num_parameters
 from megavideo.scaling.law import optimum
 from megavideo.scaling.recommend import check_shape, recommend
-from megavideo.scaling.shapes import flops_per_token, num_parameters, shaped, shapes
+from megavideo.scaling.shapes import flops_per_token, shaped, shapes
 from tests.scaling.laws import LAWS, SIX_ND
 
 SMALL = ModelConfig(layers=2, width=64, ffn=256, heads=4, text_dim=32, latent_channels=4, time_dim=32)
